@@ -1,0 +1,101 @@
+# The entry points of the project. CI and workflows call these verbs and nothing else.
+#
+#   PYTHON=python3.12   interpreter to build the environment on; a torch >= 2.10 it can import is used, not replaced
+#   TORCH=torch==2.13.0 what to install where there is none
+#   MACHINE=name        name of this machine's records; local-* is ignored by git
+#   GPU=1               `make test` fails on any GPU test that is skipped
+#   PIP_*               pip's own variables (index, wheels, proxy) are honoured
+
+PYTHON  ?= python3
+VENV    := .venv
+# Pinned so that two machines measure the same torch. On Linux PyPI's build of it brings CUDA (gigabytes); where only
+# a CPU is wanted, point PIP_EXTRA_INDEX_URL at a CPU index and set TORCH=torch==2.13.0+cpu.
+TORCH   ?= torch==2.13.0
+MACHINE ?= local-$(shell uname -n)
+GPU     ?=
+# setup.py's table in README.md; native compiles for the GPU that is here, if any.
+FLASH_DSA_TARGETS ?= native
+export FLASH_DSA_TARGETS
+
+PY      := $(VENV)/bin/python
+PIP     := $(PY) -m pip --disable-pip-version-check --quiet
+LIBRARY := flash_dsa/libflash_dsa.so
+COMMIT   = $(shell git rev-parse --verify --quiet HEAD)
+HTML    := .asv/html
+# asv writes the interpreter's path into the name of every series: this link has the same path on every runner.
+ASV_VENV ?= /tmp/flash-dsa-venv
+SIDECAR  = $(CURDIR)/asv_bench/results/$(MACHINE)/$(COMMIT).telemetry.jsonl
+JUNIT_SUMMARY ?= build/junit-summary.md
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env build bench test test-all check publish FORCE
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+env: $(VENV)/ready ## the environment in .venv: torch, asv, pytest and the other tools
+build: $(LIBRARY) ## compile the library in place, for what this machine can run
+
+# Folders of packages on an interpreter's path, one a line: the form of a .pth file.
+PACKAGE_FOLDERS := import sys; print(*[p for p in sys.path if p.endswith("-packages")], sep="\n")
+USABLE_TORCH    := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
+SITE_PACKAGES   := import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(VENV)/ready: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON): Python >= 3.10 is needed"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) -m venv failed: install python3-venv, or set PYTHON"; exit 1; }
+	@if $(PYTHON) -c '$(USABLE_TORCH)' 2>/dev/null; then \
+	    echo "using the torch of $(PYTHON)"; \
+	    $(PYTHON) -c '$(PACKAGE_FOLDERS)' > "$$($(PY) -c '$(SITE_PACKAGES)')/base.pth"; \
+	else \
+	    echo "installing $(TORCH)"; $(PIP) install "$(TORCH)"; \
+	fi
+	@$(PY) -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
+	$(PIP) install --constraint $(VENV)/constraints.txt --requirement requirements-dev.txt
+	@$(PY) -c '$(PACKAGE_FOLDERS)' > $(VENV)/packages.pth
+	@touch $@
+
+# The commit is built into the library's record of itself, so a new one rebuilds too (seconds: ninja knows the rest).
+build/asked: FORCE
+	@mkdir -p build
+	@echo "$(FLASH_DSA_TARGETS) $(COMMIT)" | cmp --silent - $@ || echo "$(FLASH_DSA_TARGETS) $(COMMIT)" > $@
+
+$(LIBRARY): $(VENV)/ready build/asked setup.py pyproject.toml $(shell find kernels -type f)
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+bench: build ## measure: sweep, one asv run of this commit, dashboard
+	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one"; exit 1; }
+	@case "$(MACHINE)" in local-*) ;; *) git diff --quiet HEAD || { \
+	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
+	$(PY) -m asv_bench sweep --machine $(MACHINE)
+	@ln -sfn $(CURDIR)/$(VENV) $(ASV_VENV)
+	@# Facts that change (kernel release, memory) would split the series: they go to the telemetry sidecar.
+	@$(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --cpu "" --num_cpu "" --ram "" > /dev/null
+	@rm -f $(SIDECAR)
+	FLASH_DSA_TELEMETRY=$(SIDECAR) $(PY) -m asv run --environment existing:$(ASV_VENV)/bin/python \
+	    --set-commit-hash $(COMMIT) --machine $(MACHINE) --record-samples
+	@$(MAKE) --no-print-directory publish
+	@echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"
+
+publish: env ## the asv dashboard from the stored results
+	$(PY) -m asv publish --no-pull
+	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview"
+
+test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests skip
+	FLASH_DSA_REQUIRE_GPU=$(GPU) JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -m "not slow" --junitxml=build/junit.xml
+
+# In a copy of its own, so that the incremental build of the working tree stays as it is.
+test-all: check test ## and all targets compiled, and the slow tests
+	rm -rf build/all-targets
+	FLASH_DSA_TARGETS=$(ALL_TARGETS) FLASH_DSA_BUILD=build/all-targets $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(PY) -m pytest -m slow
+
+check: env ## style, types, architecture, generated tables
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(PY) -m pytest tests/test_architecture.py
+	$(PY) -m asv_bench report --check

@@ -1,0 +1,322 @@
+"""Implementations: what computes an op, to be compared. Each says why when it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from asv_bench import naive
+from asv_bench.cases import Problem
+from asv_bench.inputs import Inputs
+
+
+class Unsupported(Exception):
+    """The implementation cannot do this problem here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class BoundCall:
+    """An implementation with its inputs: one `call()` issues one launch.
+
+    Args:
+        call: returns out, or a tuple that begins with out.
+        backend: what serves it: a target, or a library's choice.
+        names: what the elements of the returned tuple are, as far as they are checked (`out`, `max_logits`, `lse`).
+    """
+
+    call: Callable[[], Any]
+    backend: str
+    names: tuple[str, ...] = ("out",)
+
+    def outputs(self, result: Any) -> dict[str, torch.Tensor]:
+        """The tensors of what `call` returned, by name: out [s_q, h_q, d_v], max_logits and lse [s_q, h_q]."""
+        values = result if isinstance(result, (tuple, list)) else (result,)
+        named = dict(zip(self.names, values, strict=False))
+        wrong = [name for name, value in named.items() if not isinstance(value, torch.Tensor)]
+        if wrong or "out" not in named:
+            raise TypeError(f"{', '.join(wrong) or 'out'}: expected a tensor, got {type(values[0]).__name__}")
+        return named
+
+
+class Implementation(ABC):
+    """Something that computes an op.
+
+    Args:
+        name: as in records.
+    """
+
+    name: str
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why nothing can be run on this device, or None."""
+        return None
+
+    @abstractmethod
+    def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
+        """Prepares a call.
+
+        Args:
+            problem: what to compute. inputs: its tensors.
+        Raises:
+            Unsupported: with the reason.
+        """
+
+
+class FlashDsa(Implementation):
+    """This project's kernels, through their public calls."""
+
+    name = "flash_dsa"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Not importable, or no target serves the device."""
+        try:
+            flash_dsa = importlib.import_module("flash_dsa")
+            flash_dsa.target_of(device)
+        except Exception as error:
+            return reason_of(error)
+        return None
+
+    def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
+        """Sparse writes into an `out` made once; dense allocates."""
+        flash_dsa = importlib.import_module("flash_dsa")
+        backend = flash_dsa.target_of(inputs.device)
+        if problem.op == "dense_fwd":
+            return BoundCall(
+                functools.partial(flash_dsa.flash_attn_varlen_func, **inputs.arguments), backend, ("out", "lse")
+            )
+        q = inputs.arguments["q"]
+        out = torch.full((problem.s_q, problem.h_q, problem.d_v), float("nan"), dtype=q.dtype, device=q.device)
+        call = functools.partial(flash_dsa.flash_mla_sparse_fwd, **inputs.arguments, out=out)
+        return BoundCall(call, backend, ("out", "max_logits", "lse"))
+
+
+class Naive(Implementation):
+    """The seed's algorithm in plain torch at the kernel's precision."""
+
+    name = "naive"
+
+    def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
+        """Dense is timed up to naive.DENSE_KEYS_MAX keys."""
+        if problem.op == "sparse_fwd":
+            return BoundCall(functools.partial(naive.sparse_fwd, **inputs.arguments), "torch")
+        if problem.s_kv > naive.DENSE_KEYS_MAX:
+            raise Unsupported(f"naive dense is timed up to s_kv {naive.DENSE_KEYS_MAX}, got {problem.s_kv}")
+        args = inputs.arguments
+        call = functools.partial(
+            naive.dense_fwd, args["q"], args["k"], args["v"], args["softmax_scale"], args["causal"]
+        )
+        return BoundCall(call, "torch")
+
+
+class Sdpa(Implementation):
+    """torch's scaled_dot_product_attention, dense only, by the best backend that accepts the problem."""
+
+    name = "sdpa"
+    _BACKENDS = (
+        ("cudnn", "CUDNN_ATTENTION"),
+        ("flash", "FLASH_ATTENTION"),
+        ("efficient", "EFFICIENT_ATTENTION"),
+        ("math", "MATH"),
+    )
+
+    def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
+        """Tries backends in order on these inputs; the first that runs serves."""
+        if problem.op != "dense_fwd":
+            raise Unsupported("scaled_dot_product_attention has no sparse indices")
+        refused = []
+        for name, enum_name in self._BACKENDS:
+            call = self._call(problem, inputs, name, enum_name)
+            reason = call if isinstance(call, str) else _refusal(call)
+            if reason is None and not isinstance(call, str):
+                return BoundCall(call, name)
+            refused.append(f"{name}: {reason}")
+        raise Unsupported("no backend accepts the problem: " + "; ".join(refused))
+
+    def _call(self, problem: Problem, inputs: Inputs, name: str, enum_name: str) -> Callable[[], Any] | str:
+        """The launch by one backend, or why it is not tried."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.nn.functional import scaled_dot_product_attention
+
+        backend = getattr(SDPBackend, enum_name)
+        args = inputs.arguments
+        q, k, v = (args[key].transpose(0, 1).unsqueeze(0) for key in ("q", "k", "v"))  # [1, heads, tokens, d]
+        options: dict[str, Any] = {"scale": args["softmax_scale"]}
+        if problem.h_kv != problem.h_q:
+            if name == "efficient":  # takes no enable_gqa: heads are repeated once, before anything is timed
+                k, v = (_repeat_heads(tensor, problem.h_q) for tensor in (k, v))
+            else:
+                options["enable_gqa"] = True
+        if problem.causal and problem.s_q == problem.s_kv:
+            options["is_causal"] = True
+        elif problem.causal:
+            # is_causal is aligned top-left. Lower-right alignment is native only in flash and efficient.
+            if name == "cudnn":
+                return "no bottom-right aligned causal mask"
+            if problem.s_q > problem.s_kv:
+                return "rows without any visible key give NaN"
+            if name == "math":
+                rows = torch.arange(problem.s_q, device=q.device).unsqueeze(1) + (problem.s_kv - problem.s_q)
+                options["attn_mask"] = torch.arange(problem.s_kv, device=q.device) <= rows
+            else:
+                from torch.nn.attention.bias import causal_lower_right
+
+                options["attn_mask"] = causal_lower_right(problem.s_q, problem.s_kv)
+
+        def launch() -> torch.Tensor:
+            with sdpa_kernel([backend]):
+                out: torch.Tensor = scaled_dot_product_attention(q, k, v, **options)
+            return out.squeeze(0).transpose(0, 1)  # [s_q, h_q, d_v], a view
+
+        return launch
+
+
+class FlashMla(Implementation):
+    """The optional peer: the wheel `sgl-flash-mla` or upstream, whose module is `flash_mla`."""
+
+    name = "flash_mla"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Not a CUDA device, or not importable."""
+        if device.type != "cuda":
+            return "flash_mla runs on CUDA only"
+        try:
+            importlib.import_module("flash_mla")
+        except Exception as error:
+            return f"{reason_of(error)} (pip install --no-deps sgl-flash-mla)"
+        return None
+
+    def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
+        """What it refuses on this GPU it says when called; that reason is recorded."""
+        module = importlib.import_module("flash_mla")
+        backend = f"flash_mla {getattr(module, '__version__', 'unknown')}"
+        if problem.op == "dense_fwd":
+            return BoundCall(functools.partial(module.flash_attn_varlen_func, **inputs.arguments), backend)
+        function = module.flash_mla_sparse_fwd
+        accepted = inspect.signature(function).parameters
+        missing = [name for name in inputs.arguments if name not in accepted]
+        if missing:
+            raise Unsupported(f"flash_mla_sparse_fwd takes no {', '.join(missing)}")
+        options: dict[str, Any] = {}
+        if "use_legacy" in accepted and torch.cuda.get_device_capability(inputs.device)[0] == 9:
+            options["use_legacy"] = True  # SM90 lives on in the wheel's legacy half only
+        return BoundCall(functools.partial(function, **inputs.arguments, **options), backend)
+
+
+class User(Implementation):
+    """A user's kernel, named `module:function`.
+
+    The function receives the keyword arguments of our public call of the op it takes: for `sparse_fwd` q, kv, indices,
+    sm_scale, d_v (and attn_sink, topk_length where the case has them); for `dense_fwd` q, k, v, cu_seqlens_qo,
+    cu_seqlens_kv, max_seqlen_qo, max_seqlen_kv, softmax_scale, causal. It returns out [s_q, h_q, d_v], or a tuple that
+    begins with it; out is checked like ours.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _load(self) -> Callable[..., Any]:
+        module, _, attribute = self.name.partition(":")
+        target: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+        if not callable(target):
+            raise TypeError(f"{self.name}: expected a function, got {type(target).__name__}")
+        return target  # type: ignore[no-any-return]
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Not importable, or no function."""
+        try:
+            self._load()
+        except Exception as error:
+            return reason_of(error)
+        return None
+
+    def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
+        """Refuses the op whose argument names the function does not take."""
+        function = self._load()
+        with contextlib.suppress(ValueError):  # builtins have no signature: then it is simply tried
+            parameters = inspect.signature(function).parameters
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                missing = [name for name in inputs.arguments if name not in parameters]
+                if missing:
+                    raise Unsupported(f"{self.name} takes no {', '.join(missing)}")
+        return BoundCall(functools.partial(function, **inputs.arguments), "user")
+
+
+_BUILT_IN: tuple[type[Implementation], ...] = (FlashDsa, Naive, Sdpa, FlashMla)
+
+
+def names() -> tuple[str, ...]:
+    """Names of the built-in implementations."""
+    return tuple(kind.name for kind in _BUILT_IN)
+
+
+def get(name: str) -> Implementation:
+    """The implementation with this name.
+
+    Args:
+        name: of `names()`, or `module:function`.
+    Raises:
+        ValueError: for any other.
+    """
+    for kind in _BUILT_IN:
+        if kind.name == name:
+            return kind()
+    if ":" in name:
+        return User(name)
+    raise ValueError(f"implementation: expected one of {', '.join(names())} or module:function, got {name!r}")
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as a reason: its type and the first lines of its message, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:3])
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def error_of(error: BaseException) -> str:
+    """An exception as a record's `error`: `kind: reason`."""
+    if isinstance(error, Unsupported):
+        return f"unsupported: {error}"
+    if isinstance(error, NotImplementedError):
+        return f"unsupported: {reason_of(error)}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out_of_memory: {reason_of(error)}"
+    if type(error).__name__ == "InvalidMeasurement":
+        return f"invalid_measurement: {error}"
+    return f"failed: {reason_of(error)}"
+
+
+def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    batch, h_kv, tokens, dim = tensor.shape
+    repeated = tensor.unsqueeze(2).expand(batch, h_kv, heads // h_kv, tokens, dim)
+    return repeated.reshape(batch, heads, tokens, dim)
+
+
+def _refusal(call: Callable[[], Any]) -> str | None:
+    """Why a backend refuses, from its exception and the warnings torch gives as explanation; None if it runs."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = call()
+            if result.device.type == "cuda":
+                torch.cuda.synchronize(result.device)
+        except Exception as error:
+            said = [str(warning.message).split(" (Triggered")[0] for warning in caught]
+            return _join([reason_of(error), *said[:2]])
+    return None
+
+
+def _join(parts: Sequence[str]) -> str:
+    return " / ".join(" ".join(part.split())[:200] for part in parts)

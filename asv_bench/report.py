@@ -1,0 +1,225 @@
+"""The report: everything that is rendered from committed records, so that it can be made again and compared."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from asv_bench import findings, plots, record
+from asv_bench.findings import Sweep
+from asv_bench.plots import DARK, LIGHT, Plot, Theme
+from asv_bench.tables import Table, digits
+
+_BLOCK = re.compile(
+    r"^<!-- generated: (?P<name>\S+) machine=(?P<machine>\S+) -->\n(?P<body>.*?)^<!-- /generated -->$", re.M | re.S
+)
+_OPENING = re.compile(r"^<!-- generated: .*-->$", re.M)
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]*")
+
+
+class UnknownBlock(RuntimeError):
+    """A marked block in a page that nothing can fill."""
+
+
+def render(sweep: Sweep, draw: bool = True) -> dict[str, str | Plot]:
+    """Files of a machine's folder, by name, from its records.
+
+    Args:
+        sweep: the records. draw: whether the page gets its pictures; without them it is compared, not written.
+    """
+    return {"sweep.csv": _csv(sweep), **plots.of(sweep), "report.html": _page(sweep, draw)}
+
+
+def console(sweep: Sweep) -> str:
+    """What a sweep prints at its end: the seed's two tables, ratios, findings, failures."""
+    tables = [findings.summary_table(sweep), findings.complexity_table(sweep), findings.ratios_table(sweep)]
+    parts = [table.text() for table in tables if table.rows]
+    parts += ["\n".join(f"{topic}: {sentence}" for topic, sentence in findings.sentences(sweep))]
+    failures = findings.failures_table(sweep)
+    return "\n\n".join([*parts, *([failures.text()] if failures.rows else [])])
+
+
+def write(folder: Path) -> Sweep:
+    """Makes a machine's rendered files again from its sweep.json.
+
+    Raises:
+        record.Unreadable: when there are no records to read.
+    """
+    sweep = Sweep(folder.name, record.load(folder))
+    _update({folder / name: content for name, content in render(sweep).items()})
+    return sweep
+
+
+def regenerate(root: Path = record.ROOT, sweeps: Path | None = None, check: bool = False) -> list[str]:
+    """Makes everything again that comes from records: each machine's files, and the marked blocks of pages.
+
+    Args:
+        root: the tree whose README.md and docs are filled. sweeps: folder of machines' folders.
+        check: write nothing and say what would change; machines named `local-*` are left out, as git ignores them.
+    Returns:
+        A message for each file that differs, with a diff for text.
+    Raises:
+        record.Unreadable, UnknownBlock: when something cannot be made.
+    """
+    sweeps = sweeps or root / "asv_bench" / "sweeps"
+    machines: dict[str, Sweep] = {}
+    outputs: dict[Path, str | Plot] = {}
+    for path in sorted(sweeps.glob("*/sweep.json")):
+        folder = path.parent
+        if check and folder.name.startswith("local-"):
+            continue
+        sweep = machines[folder.name] = Sweep(folder.name, record.load(folder))
+        outputs |= {folder / name: content for name, content in render(sweep, draw=not check).items()}
+    for page in _pages(root):
+        outputs[page] = fill(page.read_text(encoding="utf-8"), machines, str(page))
+    messages = [_message(path, content, root) for path, content in outputs.items() if _differs(path, content)]
+    if not check:
+        _update(outputs)
+    return messages
+
+
+def fill(text: str, machines: dict[str, Sweep], where: str = "text") -> str:
+    """Fills the marked blocks of a page.
+
+    Args:
+        text: with blocks from `<!-- generated: NAME machine=MACHINE -->` to `<!-- /generated -->`, on their own lines.
+        machines: records by machine. where: the page's name, for messages.
+    Raises:
+        UnknownBlock: for a name that does not exist, or a block that does not end.
+    """
+    if len(_OPENING.findall(text)) != len(_BLOCK.findall(text)):
+        raise UnknownBlock(f"{where}: a block `<!-- generated: NAME machine=MACHINE -->` is malformed or does not end")
+
+    def replace(match: re.Match[str]) -> str:
+        name, machine = match["name"], match["machine"]
+        if name not in BLOCKS:
+            raise UnknownBlock(f"{where}: block expected one of {', '.join(BLOCKS)}, got {name}")
+        sweep = machines.get(machine)
+        body = BLOCKS[name](sweep) if sweep else f"No records of {machine} yet."
+        return f"<!-- generated: {name} machine={machine} -->\n{body}\n<!-- /generated -->"
+
+    return _BLOCK.sub(replace, text)
+
+
+def _block_table(make: Callable[[Sweep], Table]) -> Callable[[Sweep], str]:
+    return lambda sweep: make(sweep).markdown()
+
+
+def _block_findings(sweep: Sweep) -> str:
+    return "\n".join(f"- {sentence}" for _, sentence in findings.sentences(sweep))
+
+
+def _block_where(sweep: Sweep) -> str:
+    return _where(sweep)
+
+
+# What a marked block may hold.
+BLOCKS: dict[str, Callable[[Sweep], str]] = {
+    "summary": _block_table(findings.summary_table),
+    "complexity": _block_table(findings.complexity_table),
+    "ratios": _block_table(findings.ratios_table),
+    "measurements": _block_table(findings.measurements_table),
+    "failures": _block_table(findings.failures_table),
+    "findings": _block_findings,
+    "where": _block_where,
+}
+
+
+def _where(sweep: Sweep) -> str:
+    commit = sweep.newest("commit")
+    facts = sweep.newest("telemetry") or {}
+    hardware = sweep.gpu or f"{facts.get('cpu', 'unknown CPU')}, {facts.get('threads', '?')} threads"
+    dirty = " with uncommitted changes" if any(found["dirty"] for found in sweep.records) else ""
+    stamp = str(sweep.newest("timestamp") or "no time")[:10]
+    return f"{hardware}; torch {facts.get('torch', 'unknown')}; commit {str(commit)[:12]}{dirty}; {stamp}."
+
+
+def _ceiling(sweep: Sweep) -> str:
+    facts = (sweep.newest("telemetry") or {}).get("ceiling")
+    if not facts:
+        return "no ceiling: none is known for this machine"
+    speed, bandwidth = digits(facts["flops"] / 1e12), digits(facts["bytes_per_second"] / 1e9)
+    return f"{speed} TFLOP/s and {bandwidth} GB/s ({facts['source']})"
+
+
+def _csv(sweep: Sweep) -> str:
+    import pandas
+
+    table = pandas.DataFrame(sweep.records, columns=list(record.RECORD_KEYS), dtype=object)
+    for column in ("discarded", "telemetry"):
+        table[column] = [json.dumps(value, sort_keys=True) for value in table[column]]
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def _page(sweep: Sweep, draw: bool) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    pictures = [
+        (name.removesuffix(".png"), plot.hash, *(_inline(plot, theme) if draw else "" for theme in (LIGHT, DARK)))
+        for name, plot in plots.of(sweep).items()
+    ]
+    tables = [
+        findings.summary_table(sweep),
+        findings.complexity_table(sweep),
+        findings.ratios_table(sweep),
+        findings.measurements_table(sweep),
+        findings.failures_table(sweep),
+    ]
+    return environment.get_template("report.html.j2").render(
+        machine=sweep.machine,
+        where=_where(sweep),
+        findings=findings.sentences(sweep),
+        plots=pictures,
+        tables=tables,
+        protocol=", ".join(sorted({found["protocol"] for found in sweep.records if found["protocol"]})) or "unknown",
+        ceiling=_ceiling(sweep),
+    )
+
+
+def _inline(plot: Plot, theme: Theme) -> str:
+    return base64.b64encode(plot.png(theme)).decode()
+
+
+def _pages(root: Path) -> Iterator[Path]:
+    if (root / "README.md").exists():
+        yield root / "README.md"
+    yield from sorted((root / "docs").rglob("*.md"))
+
+
+def _update(outputs: Mapping[Path, str | Plot]) -> None:
+    """Writes what differs; a plot of the same data stays, since another matplotlib's bytes are no change."""
+    for path, content in outputs.items():
+        if _differs(path, content):
+            record.write_atomically(path, content.png(LIGHT) if isinstance(content, Plot) else content)
+
+
+def _differs(path: Path, content: str | Plot) -> bool:
+    """Whether a file says something else. Plots are compared by the data they show."""
+    try:
+        old = path.read_bytes()
+    except OSError:
+        return True
+    if isinstance(content, Plot):
+        return plots.hash_in_png(old) != content.hash
+    return _PICTURE.sub("", old.decode(errors="replace")) != _PICTURE.sub("", content)
+
+
+def _message(path: Path, content: str | Plot, root: Path) -> str:
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    if isinstance(content, Plot):
+        return f"{name}: shows other data than the records hold"
+    old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    before, after = (_PICTURE.sub("data:image/png;base64,", text).splitlines() for text in (old, content))
+    diff = difflib.unified_diff(before, after, f"{name} (as it is)", f"{name} (from the records)", lineterm="", n=1)
+    return "\n".join([f"{name}: differs from what the records give", *list(diff)[:60]])

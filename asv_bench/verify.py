@@ -1,0 +1,138 @@
+"""Verification: rows drawn anew each run, of the very outputs that were timed, against the fp64 reference."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from asv_bench.cases import Problem
+from asv_bench.implementations import BoundCall
+from asv_bench.inputs import Inputs
+from asv_bench.numerics import TOLERANCES, difference, max_abs_error
+
+QUERIES = 8  # drawn besides the first and the last
+HEADS = 4  # drawn of a dense problem; a sparse one is checked in all heads
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an output is right.
+
+    Args:
+        max_abs_err: of out on the checked rows; None where out is not finite.
+        error: `wrong_answer: ...`, or None.
+    """
+
+    max_abs_err: float | None
+    error: str | None
+
+
+class Check:
+    """The reference on a few rows of a problem, computed once for all implementations.
+
+    Args:
+        problem: what was computed. inputs: from what. seed: draws the rows; recorded, new in each run.
+    """
+
+    def __init__(self, problem: Problem, inputs: Inputs, seed: int) -> None:
+        self.problem = problem
+        digest = hashlib.sha256(repr((problem.fields, seed)).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        drawn = torch.randint(0, problem.s_q, (QUERIES,), generator=generator).tolist()
+        self.queries: list[int] = sorted({0, problem.s_q - 1, *drawn})
+        self.heads: list[int] = list(range(problem.h_q))
+        if problem.op == "dense_fwd":
+            self.heads = sorted(torch.randperm(problem.h_q, generator=generator)[:HEADS].tolist())
+        self._expected = _sparse(problem, inputs, self) if problem.op == "sparse_fwd" else _dense(inputs, self)
+
+    def verdict(self, call: BoundCall, result: Any) -> Verdict:
+        """Compares what a call returned, as far as it names its outputs.
+
+        Args:
+            call: the call. result: what it returned in the last timed launch.
+        """
+        try:
+            outputs = call.outputs(result)
+        except TypeError as error:
+            return Verdict(None, f"wrong_answer: {error}")
+        worst = None
+        for name, output in outputs.items():
+            tolerance = TOLERANCES[self.problem.op][name]
+            tail = [self.problem.d_v] if name == "out" else []
+            shape = [self.problem.s_q, self.problem.h_q, *tail]
+            if list(output.shape) != shape:
+                return Verdict(None, f"wrong_answer: {name}: shape expected {shape}, got {list(output.shape)}")
+            rows = self._rows(output)
+            if name == "out":
+                worst = max_abs_error(rows, self._expected[name])
+            reason = difference(rows, self._expected[name], tolerance)
+            if reason:
+                return Verdict(worst, f"wrong_answer: {name}: {reason}")
+        return Verdict(worst, None)
+
+    def _rows(self, output: torch.Tensor) -> torch.Tensor:
+        """[queries, heads, ...] of an output [s_q, h_q, ...]."""
+        return output[_index(self.queries, output)][:, _index(self.heads, output)]
+
+
+def poison(result: Any, inputs: Inputs | None = None) -> None:
+    """Fills what a call returned with NaN, so that the next launch must write all of it to be right.
+
+    Outputs an allocating call returned go back to the allocator poisoned, which hands their memory out again.
+
+    Args:
+        result: of the last launch.
+        inputs: of the calls; a result that shares memory with them, as a user's kernel may return, is left alone.
+    """
+    tensors = inputs.arguments.values() if inputs else ()
+    taboo = {value.untyped_storage().data_ptr() for value in tensors if isinstance(value, torch.Tensor)}
+    for value in result if isinstance(result, (tuple, list)) else (result,):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        if value.untyped_storage().data_ptr() not in taboo:
+            value.fill_(float("nan"))
+
+
+def _index(values: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)
+
+
+def _sparse(problem: Problem, inputs: Inputs, check: Check) -> dict[str, torch.Tensor]:
+    from flash_dsa import reference
+
+    arguments = dict(inputs.arguments)
+    rows = _index(check.queries, arguments["q"])
+    for name in ("q", "indices", "topk_length"):
+        if name in arguments:
+            arguments[name] = arguments[name][rows]
+    out, max_logits, lse = reference.sparse_fwd(**arguments, dtype=torch.float64)
+    return {"out": out, "max_logits": max_logits, "lse": lse}
+
+
+def _dense(inputs: Inputs, check: Check) -> dict[str, torch.Tensor]:
+    """Query i of a causal problem is a one-query problem over the keys it sees."""
+    from flash_dsa import reference
+
+    problem, args = check.problem, inputs.arguments
+    group = problem.h_q // problem.h_kv
+    spans = [(check.queries, problem.s_kv)]
+    if problem.causal:
+        spans = [([query], max(0, query + 1 + problem.s_kv - problem.s_q)) for query in check.queries]
+    outs, lses = [], []
+    for head in check.heads:
+        parts = []
+        k, v = (args[name][:, head // group : head // group + 1] for name in ("k", "v"))
+        for queries, keys in spans:
+            q = args["q"][_index(queries, args["q"]), head : head + 1]
+            ends = [torch.tensor([0, n], dtype=torch.int32, device=q.device) for n in (len(queries), keys)]
+            parts.append(
+                reference.dense_fwd(
+                    q, k[:keys], v[:keys], ends[0], ends[1], args["softmax_scale"], causal=False, dtype=torch.float64
+                )
+            )
+        outs.append(torch.cat([out for out, _ in parts]))
+        lses.append(torch.cat([lse for _, lse in parts]))
+    return {"out": torch.cat(outs, dim=1), "lse": torch.cat(lses, dim=1)}

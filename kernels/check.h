@@ -1,0 +1,143 @@
+// Host checks. Every failed check names the op and the argument, what was expected and what came.
+// Callers see them as RuntimeError; messages that start with kUnsupported become NotImplementedError in interface.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace flash_dsa {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kUnsupported = "unsupported here: ";
+
+// Kernels load 16 bytes at a time.
+constexpr int64_t kAlignment = 16;
+
+template <class... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream message;
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) text << (dim ? ", " : "") << tensor.size(dim);
+  text << "]";
+  return text.str();
+}
+
+inline std::string device_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? "cpu" : "cuda:" + std::to_string(tensor.get_device_index());
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    default: return "another dtype";
+  }
+}
+
+// The checks of one op, so that every message starts with its name.
+struct Checker {
+  const char* op;
+
+  void rank(const char* name, const Tensor& tensor, const char* shape, int64_t dims) const {
+    if (tensor.dim() != dims) fail(op, ": `", name, "` expected shape ", shape, ", got ", shape_of(tensor));
+  }
+
+  void size(const char* name, const Tensor& tensor, int64_t dim, int64_t expected, const char* meaning) const {
+    if (tensor.size(dim) != expected) {
+      fail(op, ": `", name, "` expected ", meaning, " = ", expected, " in dimension ", dim, ", got shape ",
+           shape_of(tensor));
+    }
+  }
+
+  void shape(const char* name, const Tensor& tensor, const char* meaning, const std::vector<int64_t>& sizes) const {
+    rank(name, tensor, meaning, static_cast<int64_t>(sizes.size()));
+    for (size_t dim = 0; dim < sizes.size(); ++dim) {
+      if (tensor.size(static_cast<int64_t>(dim)) != sizes[dim]) {
+        std::ostringstream expected;
+        for (size_t i = 0; i < sizes.size(); ++i) expected << (i ? ", " : "") << sizes[i];
+        fail(op, ": `", name, "` expected shape ", meaning, " = [", expected.str(), "], got ", shape_of(tensor));
+      }
+    }
+  }
+
+  void dtype(const char* name, const Tensor& tensor, ScalarType expected) const {
+    if (tensor.scalar_type() != expected) {
+      fail(op, ": `", name, "` expected dtype ", dtype_name(expected), ", got ", dtype_name(tensor.scalar_type()));
+    }
+  }
+
+  void device(const char* name, const Tensor& tensor, const Tensor& q) const {
+    if (tensor.device() != q.device()) {
+      fail(op, ": `", name, "` expected on the device of `q`, ", device_of(q), ", got ", device_of(tensor));
+    }
+  }
+
+  // Last dimension contiguous, the others at any stride that keeps rows on 16 bytes.
+  void rows_aligned(const char* name, const Tensor& tensor) const {
+    const int64_t element = static_cast<int64_t>(tensor.element_size());
+    const int64_t last = tensor.dim() - 1;
+    if (tensor.numel() == 0) return;
+    if (tensor.size(last) > 1 && tensor.stride(last) != 1) {
+      fail(op, ": `", name, "` expected stride 1 in its last dimension, got ", tensor.stride(last));
+    }
+    for (int64_t dim = 0; dim < last; ++dim) {
+      if (tensor.size(dim) > 1 && tensor.stride(dim) * element % kAlignment != 0) {
+        fail(op, ": `", name, "` expected strides that are multiples of ", kAlignment / element, " elements (",
+             kAlignment, " bytes), got stride ", tensor.stride(dim), " in dimension ", dim);
+      }
+    }
+    const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    if (address % kAlignment != 0) {
+      fail(op, ": `", name, "` expected data aligned to ", kAlignment, " bytes, got an address ", address % kAlignment,
+           " bytes past");
+    }
+  }
+
+  void writable(const char* name, const Tensor& tensor) const {
+    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+      if (tensor.size(dim) > 1 && tensor.stride(dim) == 0) {
+        fail(op, ": `", name, "` expected memory of its own for every element, got stride 0 in dimension ", dim);
+      }
+    }
+  }
+
+  void contiguous(const char* name, const Tensor& tensor) const {
+    if (!tensor.is_contiguous()) fail(op, ": `", name, "` expected a contiguous tensor, got one with strides");
+  }
+
+  void scale(const char* name, double value) const {
+    if (!(value > 0.0) || !std::isfinite(static_cast<float>(value)) || static_cast<float>(value) == 0.0f) {
+      fail(op, ": `", name, "` expected a finite number > 0, got ", value);
+    }
+  }
+
+  // The kernels' element type: bfloat16 everywhere, float32 on the cpu target as well.
+  void attention_dtype(const char* name, const Tensor& tensor) const {
+    const ScalarType dtype = tensor.scalar_type();
+    const bool on_cpu = tensor.is_cpu();
+    if (dtype == ScalarType::BFloat16 || (on_cpu && dtype == ScalarType::Float)) return;
+    fail(op, ": `", name, "` expected dtype ", on_cpu ? "bfloat16 or float32" : "bfloat16", ", got ",
+         dtype_name(dtype));
+  }
+};
+
+}  // namespace flash_dsa

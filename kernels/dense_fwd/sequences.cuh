@@ -1,0 +1,69 @@
+// Packed sequences on the device: which queries and keys a block of threads serves.
+#pragma once
+
+#include "../sm80.cuh"
+#include "params.h"
+
+namespace flash_dsa::sm80 {
+
+struct SequenceTile {
+  int64_t first_query;  // row of q where the sequence starts
+  int64_t first_key;    // row of k and v where it starts
+  int s_q, s_kv;        // its lengths
+  int start;            // first query of this tile, within the sequence
+  int rows;             // queries of this tile, 0 when there is no such tile
+
+  // One past the last key that query `row` of the tile sees; may be <= 0.
+  __device__ int keys_seen(int row, bool causal) const { return causal ? min(s_kv, start + row + 1 + s_kv - s_q) : s_kv; }
+
+  __device__ int blocks(int block_keys, bool causal) const {
+    return (max(keys_seen(rows - 1, causal), 0) + block_keys - 1) / block_keys;
+  }
+};
+
+// Number `tile` of the tiles of `kRows` queries of all sequences; there are at most tot_q / kRows + batch of them.
+// Every warp scans the lengths by itself, 32 sequences at a time. Bounds outside the tensors, which the host cannot see
+// without waiting for the device, are clamped to them. Within a causal sequence long tiles come first.
+template <int kRows>
+__device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile) {
+  const int lane = threadIdx.x % kWarp;
+  const auto clamped = [](int value, int64_t limit) {
+    return static_cast<int>(min(static_cast<int64_t>(max(value, 0)), limit));
+  };
+  int before = 0;
+  for (int first = 0; first < params.batch; first += kWarp) {
+    const int sequence = first + lane;
+    int begin = 0, length = 0;
+    if (sequence < params.batch) {
+      begin = clamped(params.cu_seqlens_qo[sequence], params.tot_q);
+      length = max(clamped(params.cu_seqlens_qo[sequence + 1], params.tot_q) - begin, 0);
+    }
+    const int tiles = (length + kRows - 1) / kRows;
+    int through = tiles;  // inclusive prefix sum over the lanes
+#pragma unroll
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const int below = __shfl_up_sync(0xffffffff, through, distance);
+      if (lane >= distance) through += below;
+    }
+    const unsigned holds = __ballot_sync(0xffffffff, tile < before + through);
+    if (holds != 0) {
+      const int owner = __ffs(holds) - 1;
+      const int skipped = before + __shfl_sync(0xffffffff, through - tiles, owner);
+      const int owner_tiles = __shfl_sync(0xffffffff, tiles, owner);
+      SequenceTile found;
+      found.first_query = __shfl_sync(0xffffffff, begin, owner);
+      found.s_q = __shfl_sync(0xffffffff, length, owner);
+      const int key_begin = clamped(params.cu_seqlens_kv[first + owner], params.tot_kv);
+      found.first_key = key_begin;
+      found.s_kv = max(clamped(params.cu_seqlens_kv[first + owner + 1], params.tot_kv) - key_begin, 0);
+      const int index = tile - skipped;
+      found.start = (params.causal ? owner_tiles - 1 - index : index) * kRows;
+      found.rows = min(kRows, found.s_q - found.start);
+      return found;
+    }
+    before += __shfl_sync(0xffffffff, through, kWarp - 1);
+  }
+  return SequenceTile{};
+}
+
+}  // namespace flash_dsa::sm80

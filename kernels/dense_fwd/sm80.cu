@@ -1,0 +1,57 @@
+// Host launcher of dense_fwd, portable target: the tile by head sizes and by shared memory.
+#include "../launch.h"
+#include "narrow_sm80.cuh"
+#include "sm80.cuh"
+
+namespace flash_dsa {
+
+namespace {
+
+// One block per tile of queries and head; heads are the slow axis, so that blocks in flight share K and V in L2.
+template <class Tile>
+void launch_tile(void (*kernel)(DenseFwdParams), const DenseFwdParams& params, CUstream_st* stream) {
+  const int64_t tiles = params.tot_q / Tile::kM + params.batch;
+  if (tiles > INT32_MAX || params.h_q > 65535) {
+    throw std::runtime_error("dense_fwd: `q` expected at most 65535 heads and 2^31 - 1 tiles of queries, got h_q = " +
+                             std::to_string(params.h_q) + ", tot_q = " + std::to_string(params.tot_q));
+  }
+  if (tiles == 0) return;
+  launch(kernel, params, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(params.h_q)), Tile::kThreads,
+         Tile::kSharedBytes, stream, "dense_fwd sm80");
+}
+
+void launch_wide(const DenseFwdParams& params, int shared_memory, CUstream_st* stream) {
+  using Tile64x64 = sm80::WideTile<2, 64, 576>;  // 227 KiB: SM90, SM100
+  using Tile64x32 = sm80::WideTile<2, 32, 576>;  // 163 KiB: SM80
+  using Tile32x16 = sm80::WideTile<1, 16, 576>;  // 99 KiB: SM86, SM89, SM120
+  if (shared_memory >= Tile64x64::kSharedBytes) {
+    return launch_tile<Tile64x64>(sm80::dense_wide_kernel<Tile64x64>, params, stream);
+  }
+  if (shared_memory >= Tile64x32::kSharedBytes) {
+    return launch_tile<Tile64x32>(sm80::dense_wide_kernel<Tile64x32>, params, stream);
+  }
+  launch_tile<Tile32x16>(sm80::dense_wide_kernel<Tile32x16>, params, stream);
+}
+
+template <int kDqk>
+void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
+#if NARROW == 1
+#define NN 2, 4, 32
+#elif NARROW == 2
+#define NN 2, 4, 64
+#else
+#define NN 1, 8, 64
+#endif
+  using Tile = sm80::NarrowTile<kDqk, NN>;  // 80 KiB at most: every family
+  launch_tile<Tile>(sm80::dense_narrow_kernel<Tile>, params, stream);
+}
+
+}  // namespace
+
+void dense_fwd_sm80(const DenseFwdParams& params, int shared_memory, CUstream_st* stream) {
+  if (params.d_qk == 576) return launch_wide(params, shared_memory, stream);
+  if (params.d_qk == 192) return launch_narrow<192>(params, stream);
+  launch_narrow<128>(params, stream);
+}
+
+}  // namespace flash_dsa

@@ -1,0 +1,23 @@
+// Launching a kernel and reporting what the CUDA runtime says about it; no torch here.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace flash_dsa {
+
+inline void check_cuda(cudaError_t status, const char* doing) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorString(status));
+}
+
+template <class Params>
+void launch(void (*kernel)(Params), const Params& params, dim3 grid, int threads, int shared_bytes,
+            cudaStream_t stream, const char* name) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
+  kernel<<<grid, threads, shared_bytes, stream>>>(params);
+  check_cuda(cudaGetLastError(), name);
+}
+
+}  // namespace flash_dsa

@@ -1,0 +1,44 @@
+// How an op reaches its kernel: the device guard, the stream and the target, once for all ops.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+#include "cpu.h"
+#include "target.h"
+
+struct CUstream_st;
+
+// Only a CUDA torch defines it; weak, so that the same library loads on a CPU torch.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** stream);
+
+namespace flash_dsa {
+
+inline CpuDtype cpu_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Float ? CpuDtype::kFloat32 : CpuDtype::kBFloat16;
+}
+
+// Runs `on_cpu(dtype)`, or `on_sm80(stream, shared_memory)` with the device of `q` current.
+template <class OnCpu, class OnSm80>
+void run_on_target(const Tensor& q, OnCpu on_cpu, [[maybe_unused]] OnSm80 on_sm80) {
+  if (q.is_cpu()) {
+    on_cpu(cpu_dtype(q));
+    return;
+  }
+  const int32_t index = q.get_device_index();
+  torch::stable::accelerator::DeviceGuard guard(index);
+  cuda_target(index);
+#ifdef FLASH_DSA_SM80_ARCHS
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  on_sm80(static_cast<CUstream_st*>(stream), shared_memory_limit(index));
+#endif
+}
+
+inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+}  // namespace flash_dsa

@@ -1,0 +1,88 @@
+#include "target.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "check.h"
+
+#ifdef FLASH_DSA_SM80_ARCHS
+#include <cuda_runtime_api.h>
+#endif
+
+namespace flash_dsa {
+
+std::string compiled_targets() {
+#ifdef FLASH_DSA_SM80_ARCHS
+  return "cpu, sm80 (" FLASH_DSA_SM80_ARCHS ")";
+#else
+  return "cpu";
+#endif
+}
+
+#ifdef FLASH_DSA_SM80_ARCHS
+
+namespace {
+
+int device_attribute(cudaDeviceAttr attribute, int index) {
+  int value = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&value, attribute, index);
+  if (status != cudaSuccess) fail("cannot query cuda:", index, ": ", cudaGetErrorString(status));
+  return value;
+}
+
+}  // namespace
+
+Target cuda_target(int index) {
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, index);
+  const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, index);
+  if (major < 8) {
+    fail(kUnsupported, "cuda:", index, " has compute capability ", major, ".", minor,
+         ", the CUDA targets need 8.0 or newer; compiled: ", compiled_targets());
+  }
+  return Target::kSm80;
+}
+
+int shared_memory_limit(int index) {
+  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  const char* cap = std::getenv("FLASH_DSA_TEST_SMEM_KB");
+  if (cap == nullptr || *cap == '\0') return limit;
+  char* end = nullptr;
+  const long kilobytes = std::strtol(cap, &end, 10);
+  if (*end != '\0' || kilobytes <= 0) fail("FLASH_DSA_TEST_SMEM_KB expected a number of KiB, got '", cap, "'");
+  return static_cast<int>(std::min<long>(limit, kilobytes * 1024));
+}
+
+#else
+
+Target cuda_target(int index) {
+  fail(kUnsupported, "cuda:", index, " needs a CUDA target; compiled: ", compiled_targets(),
+       ". Rebuild where nvcc is found");
+}
+
+#endif
+
+}  // namespace flash_dsa
+
+// For flash_dsa/interface.py, through ctypes: 0 and the target's name, or 1 and the reason there is none.
+extern "C" __attribute__((visibility("default"))) int flash_dsa_target_of(int cuda_index, char* text, int size) {
+  int status = 0;
+  std::string answer = "cpu";
+  if (cuda_index >= 0) {
+    try {
+      flash_dsa::cuda_target(cuda_index);
+      answer = "sm80";
+    } catch (const std::exception& error) {
+      answer = error.what();
+      status = 1;
+    }
+  }
+  std::strncpy(text, answer.c_str(), static_cast<size_t>(size) - 1);
+  text[size - 1] = '\0';
+  return status;
+}
+
+extern "C" __attribute__((visibility("default"))) const char* flash_dsa_compiled_targets() {
+  static const std::string targets = flash_dsa::compiled_targets();
+  return targets.c_str();
+}

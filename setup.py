@@ -1,0 +1,376 @@
+"""Builds the one compiled library, flash_dsa/libflash_dsa.so, with ninja.
+
+The library uses LibTorch's stable ABI only, so one build serves every torch >= 2.10 and every Python >= 3.10.
+FLASH_DSA_TARGETS chooses what it holds; the table is in README.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+KERNELS = ROOT / "kernels"
+BUILD = ROOT / "build" / "native"  # one folder in it per choice of targets
+
+OLDEST_TORCH = (2, 10)
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch the library loads on
+
+# Sources of a target are kernels/<op>/<stem>.<suffix>; sm90a and sm100f get theirs with their first kernel.
+GPU_TARGETS = {"sm80": "sm80.cu", "sm90a": "sm90.cu", "sm100f": "sm100.cu"}
+
+# What the portable sources are compiled for. SM100 is served by them until an sm100f kernel exists. PTX of the
+# entries marked True serves the GPUs in between and those that come after.
+SM80_ARCHITECTURES = {"80": True, "90": False, "100": False, "120": True}
+GENCODE = {
+    "sm90a": ["-gencode=arch=compute_90a,code=sm_90a"],
+    "sm100f": ["-gencode=arch=compute_100f,code=sm_100f"],
+}
+
+
+class BuildError(SystemExit):
+    """Ends the build with a message that says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"\nflash_dsa: {message}\n")
+
+
+def say(message: str) -> None:
+    print(f"flash_dsa: {message}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    path: str
+    release: tuple[int, int]
+    root: Path
+    architectures: frozenset[str]
+
+    @property
+    def library_dir(self) -> Path:
+        for name in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib"):
+            if (self.root / name / "libcudart_static.a").exists():
+                return self.root / name
+        raise BuildError(f"libcudart_static.a is not in {self.root}: install the CUDA runtime beside {self.path}")
+
+
+@dataclass
+class Plan:
+    """What to compile: targets, and for sm80 its GPU architectures."""
+
+    targets: list[str] = field(default_factory=lambda: ["cpu"])
+    sm80: list[str] = field(default_factory=list)
+    nvcc: Nvcc | None = None
+
+    @property
+    def folder(self) -> Path:
+        return BUILD / "-".join(".".join(["sm80", *self.sm80]) if name == "sm80" else name for name in self.targets)
+
+
+def find_nvcc() -> str | None:
+    """CUDA_HOME, then PATH, then the PyPI packages nvidia-cuda-nvcc and its companions."""
+    home = os.environ.get("CUDA_HOME")
+    if home:
+        path = Path(home) / "bin" / "nvcc"
+        if not path.exists():
+            raise BuildError(f"CUDA_HOME={home} holds no bin/nvcc: correct or unset it")
+        return str(path)
+    on_path = shutil.which("nvcc")
+    if on_path:
+        return on_path
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for path in sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True):
+            return str(path)
+    return None
+
+
+def ask(command: list[str], purpose: str) -> str:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"cannot run {command[0]} ({purpose}): {error}") from error
+    if result.returncode != 0:
+        raise BuildError(f"{shlex.join(command)} failed ({purpose}):\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def inspect_nvcc(path: str) -> Nvcc:
+    version = re.search(r"release (\d+)\.(\d+)", ask([path, "--version"], "the CUDA compiler"))
+    if not version:
+        raise BuildError(f"{path} --version names no release: is it nvcc?")
+    release = (int(version[1]), int(version[2]))
+    if release < (12, 4):
+        raise BuildError(f"{path} is release {release[0]}.{release[1]}: 12.4 or newer is needed for C++20 device code")
+    # nvcc may be a wrapper script; its own dry run names the toolkit it belongs to.
+    top = re.search(r"^#\$ TOP=(.*)$", ask([path, "--dryrun", "-c", "-x", "cu", os.devnull], "its toolkit"), re.M)
+    if not top:
+        raise BuildError(f"{path} --dryrun names no toolkit folder")
+    codes = ask([path, "--list-gpu-code"], "its GPU architectures")
+    return Nvcc(path, release, Path(top[1].strip()).resolve(), frozenset(re.findall(r"sm_(\w+)", codes)))
+
+
+def local_architectures() -> list[str]:
+    import torch
+
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return [f"{major}{minor}" for major, minor in sorted(found)]
+
+
+def serving_architecture(capability: str) -> str:
+    """The newest entry of SM80_ARCHITECTURES that runs on a GPU of this compute capability without PTX, else the
+    newest PTX it can translate."""
+    same_major = [a for a in SM80_ARCHITECTURES if a[:-1] == capability[:-1] and int(a) <= int(capability)]
+    older_ptx = [a for a, ptx in SM80_ARCHITECTURES.items() if ptx and int(a) <= int(capability)]
+    candidates = same_major or older_ptx
+    if not candidates:
+        raise BuildError(f"a GPU of compute capability {capability[:-1]}.{capability[-1]} is older than 8.0")
+    return max(candidates, key=int)
+
+
+def parse_targets(text: str) -> tuple[list[str], list[str] | None]:
+    """`cpu,sm80:90:100` to (["sm80"], ["90", "100"]); cpu is always built and need not be named."""
+    targets: list[str] = []
+    sm80: list[str] | None = None
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, *architectures = item.split(":")
+        if name not in ("cpu", *GPU_TARGETS):
+            raise BuildError(f"FLASH_DSA_TARGETS names {name!r}: expected auto, all, native, or a comma-separated list "
+                             f"of cpu, {', '.join(GPU_TARGETS)}")
+        unknown = [a for a in architectures if name != "sm80" or a not in SM80_ARCHITECTURES]
+        if unknown:
+            raise BuildError(f"FLASH_DSA_TARGETS asks for {item!r}: architectures go with sm80 and are "
+                             f"{', '.join(SM80_ARCHITECTURES)}")
+        if name != "cpu":
+            targets.append(name)
+        if architectures:
+            sm80 = architectures
+    return targets, sm80
+
+
+def make_plan(text: str) -> Plan:
+    path = None if text == "cpu" else find_nvcc()
+    optional = text in ("auto", "native")
+    if path is None:
+        wanted = [] if optional else parse_targets("" if text == "all" else text)[0]
+        if wanted or text == "all":
+            raise BuildError(f"FLASH_DSA_TARGETS={text} needs nvcc: set CUDA_HOME, put nvcc on PATH, or "
+                             "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl "
+                             "nvidia-cuda-runtime")
+        if optional:
+            say("no nvcc found (CUDA_HOME, PATH, PyPI packages): building the cpu target alone")
+        return Plan()
+    if text == "native":
+        capabilities = local_architectures()
+        if not capabilities:
+            say("no GPU here: building the cpu target alone")
+            return Plan()
+        targets, architectures = ["sm80"], sorted({serving_architecture(c) for c in capabilities}, key=int)
+    elif text in ("auto", "all"):
+        targets, architectures = list(GPU_TARGETS), None
+    else:
+        targets, architectures = parse_targets(text)
+    nvcc = inspect_nvcc(path)
+    with_sources = [name for name in targets if sources_of(name)]
+    for name in targets:
+        if name not in with_sources and text not in ("auto", "all"):
+            say(f"{name} has no kernels yet: skipped")
+    archs = architectures or [a for a in SM80_ARCHITECTURES if a in nvcc.architectures]
+    missing = [a for a in architectures or SM80_ARCHITECTURES if a not in nvcc.architectures]
+    if missing and "sm80" in with_sources:
+        newer = f"{nvcc.path} (release {nvcc.release[0]}.{nvcc.release[1]}) does not compile for sm_{', sm_'.join(missing)}"
+        if architectures:
+            raise BuildError(f"{newer}: use a newer one")
+        say(f"{newer}: left out")
+    return Plan(["cpu", *with_sources], archs if "sm80" in with_sources else [], nvcc)
+
+
+def sources_of(target: str) -> list[Path]:
+    return sorted(KERNELS.glob(f"*/{GPU_TARGETS[target]}"))
+
+
+def sm80_gencode(architectures: list[str]) -> list[str]:
+    flags = []
+    for arch in architectures:
+        codes = f"sm_{arch},compute_{arch}" if SM80_ARCHITECTURES[arch] else f"sm_{arch}"
+        flags.append(f"-gencode=arch=compute_{arch},code=[{codes}]")
+    return flags
+
+
+# The SIMD source is compiled once per level and chosen at run time, so what is shipped runs on any x86-64.
+CPU_LEVELS = {
+    "generic": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
+    "avx512_bf16": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"],
+}
+CPU_SIMD_SOURCE = KERNELS / "cpu_simd.cpp"
+
+
+def torch_flags() -> tuple[list[str], list[str], str]:
+    """Include and link flags of the installed torch, and its version."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise BuildError(f"torch is not importable ({error}): install torch >= 2.10 first and build with "
+                         "`pip install --no-build-isolation .`") from error
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if release < OLDEST_TORCH:
+        raise BuildError(f"torch {torch.__version__} is too old: its stable ABI is needed from 2.10 on")
+    includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # Both names, whether or not a symbol seems to need them: the weak CUDA stream symbol lives behind libtorch.
+    links = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch"]
+    return includes, links, torch.__version__
+
+
+def check_platform() -> None:
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise BuildError(f"{platform.system()} on {platform.machine()} is not supported: Linux on x86_64 or aarch64 is")
+
+
+def cxx_compiler(scratch: Path) -> str:
+    """$CXX or the first of c++, g++, clang++, after it has compiled and linked a C++20 program."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise BuildError("no C++ compiler found: install g++ or clang++, or set CXX")
+    probe = scratch / "probe.cpp"
+    probe.write_text("#include <concepts>\nint main() { return std::integral<int> ? 0 : 1; }\n")
+    ask([*shlex.split(compiler), "-std=c++20", str(probe), "-o", str(scratch / "probe")], "does the C++ compiler work")
+    return compiler
+
+
+def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) -> str:
+    """The build as ninja reads it; it tracks headers and command lines, so a rebuild touches only what changed."""
+    host = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI]
+    link = ["-shared", *torch_links]
+    rules = [
+        "ninja_required_version = 1.5",
+        f"cxx = {cxx_compiler(plan.folder)}",
+        "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
+        "  description = c++ $in $level",
+        "rule link\n  command = $cxx $in $flags -o $out\n  description = link $out",
+    ]
+    objects: list[str] = []
+
+    def compile_with(rule: str, source: Path, flags: list[str], suffix: str = "") -> None:
+        name = str(source.relative_to(KERNELS)).replace("/", "-") + suffix + ".o"
+        objects.append(name)
+        rules.append(f"build {name}: {rule} {source}\n  flags = {' '.join(flags)}\n  level = {suffix}")
+
+    if plan.nvcc is not None:
+        host.append(f"-isystem{plan.nvcc.root / 'include'}")
+        link += [f"-L{plan.nvcc.library_dir}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        # ptxas reports registers and spills on its own lines; they stay in the build's log.
+        rules.append(
+            f"rule nvcc\n  command = {plan.nvcc.path} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n"
+            "  deps = gcc\n  description = nvcc $in"
+        )
+        device = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2"]
+        for target in plan.targets[1:]:
+            gencode = sm80_gencode(plan.sm80) if target == "sm80" else GENCODE[target]
+            for source in sources_of(target):
+                compile_with("nvcc", source, [*device, *gencode])
+    if plan.sm80:
+        host.append(f'-DFLASH_DSA_SM80_ARCHS="\\"{" ".join(plan.sm80)}\\""')
+    levels = CPU_LEVELS if platform.machine() == "x86_64" else {"generic": []}
+    for level, flags in levels.items():
+        compile_with("cxx", CPU_SIMD_SOURCE, [*host, *flags, f"-DFLASH_DSA_CPU_LEVEL={level}"], f"-{level}")
+    for source in sorted(KERNELS.rglob("*.cpp")):
+        if source != CPU_SIMD_SOURCE:
+            compile_with("cxx", source, [*host, *torch_includes])
+    rules.append(f"build libflash_dsa.so: link {' '.join(objects)}\n  flags = {' '.join(link)}")
+    rules.append("default libflash_dsa.so")
+    return "\n\n".join(rules) + "\n"
+
+
+def ninja_command() -> list[str]:
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    if shutil.which("ninja"):
+        return ["ninja"]
+    raise BuildError("ninja is missing: pip install ninja")
+
+
+def git_commit() -> str:
+    try:
+        result = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def build_library() -> tuple[Path, str]:
+    """Build, and return the library and the text of _build_info.py that goes beside it."""
+    check_platform()
+    includes, links, torch_version = torch_flags()
+    plan = make_plan(os.environ.get("FLASH_DSA_TARGETS", "") or "auto")
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / "build.ninja").write_text(ninja_file(plan, includes, links))
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    built = subprocess.run([*ninja_command(), "-C", str(plan.folder), *jobs], check=False)
+    if built.returncode != 0:
+        raise BuildError("the build failed: the compiler's message is above")
+    nvcc = f"nvcc {plan.nvcc.release[0]}.{plan.nvcc.release[1]}" if plan.nvcc and len(plan.targets) > 1 else "no nvcc"
+    info = (
+        '"""Written by setup.py: where this build came from."""\n\n'
+        f"commit = {git_commit()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
+    )
+    return plan.folder / "libflash_dsa.so", info
+
+
+def place(library: Path, info: str, folder: Path) -> None:
+    """Put both files into a package folder; a library in use is replaced, not overwritten."""
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = folder / "libflash_dsa.so.new"
+    shutil.copy2(library, staged)
+    os.replace(staged, folder / "libflash_dsa.so")
+    (folder / "_build_info.py").write_text(info)
+
+
+class BuildLibrary(build_ext):
+    """build_ext with ninja: the extension is a plain shared library, no Python module."""
+
+    def run(self) -> None:
+        library, info = build_library()
+        place(library, info, Path(self.build_lib) / "flash_dsa")
+        if self.inplace:
+            place(library, info, ROOT / "flash_dsa")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def get_outputs(self) -> list[str]:
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / "flash_dsa"
+        return [str(folder / "libflash_dsa.so"), str(folder / "_build_info.py")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.inplace:
+            return {}
+        return {str(Path(self.build_lib) / "flash_dsa" / Path(p).name): p for p in self.get_outputs()}
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The library knows nothing of Python: one wheel serves every version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+setup(
+    ext_modules=[Extension("flash_dsa.libflash_dsa", sources=[])],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
+)
