@@ -3,6 +3,7 @@
 #   PYTHON=python3.12   interpreter to build the environment on; a torch >= 2.10 it can import is used, not replaced
 #   TORCH=torch==2.13.0 what to install where there is none
 #   MACHINE=name        name of this machine's records; local-* is ignored by git
+#   SWEEP_OPTIONS, ASV_OPTIONS   more arguments for the two steps of `make bench`, to measure less
 #   GPU=1               `make test` fails on any GPU test that is skipped
 #   PIP_*               pip's own variables (index, wheels, proxy) are honoured
 
@@ -11,7 +12,7 @@ VENV    := .venv
 # Pinned so that two machines measure the same torch. On Linux PyPI's build of it brings CUDA (gigabytes); where only
 # a CPU is wanted, point PIP_EXTRA_INDEX_URL at a CPU index and set TORCH=torch==2.13.0+cpu.
 TORCH   ?= torch==2.13.0
-MACHINE ?= local-$(shell uname -n)
+MACHINE ?= local-$(shell uname -n | tr -c 'A-Za-z0-9_\n-' '-')
 GPU     ?=
 # setup.py's table in README.md; native compiles for the GPU that is here, if any.
 FLASH_DSA_TARGETS ?= native
@@ -64,20 +65,29 @@ build/asked: FORCE
 $(LIBRARY): $(VENV)/ready build/asked setup.py pyproject.toml $(shell find kernels -type f)
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
+	@$(PY) -m flash_dsa
+
+# Facts that change (kernel release, memory) would split the series: they go to the telemetry sidecar.
+ASV_MACHINE = $(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --cpu "" --num_cpu "" --ram "" > /dev/null
 
 bench: build ## measure: sweep, one asv run of this commit, dashboard
 	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one"; exit 1; }
 	@case "$(MACHINE)" in local-*) ;; *) git diff --quiet HEAD || { \
 	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
-	$(PY) -m asv_bench sweep --machine $(MACHINE)
-	@ln -sfn $(CURDIR)/$(VENV) $(ASV_VENV)
-	@# Facts that change (kernel release, memory) would split the series: they go to the telemetry sidecar.
-	@$(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --cpu "" --num_cpu "" --ram "" > /dev/null
+	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
+	@ln -sfn "$(CURDIR)/$(VENV)" $(ASV_VENV)
+	@$(ASV_MACHINE)
 	@rm -f $(SIDECAR)
-	FLASH_DSA_TELEMETRY=$(SIDECAR) $(PY) -m asv run --environment existing:$(ASV_VENV)/bin/python \
-	    --set-commit-hash $(COMMIT) --machine $(MACHINE) --record-samples
-	@$(MAKE) --no-print-directory publish
-	@echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"
+	@FLASH_DSA_TELEMETRY=$(SIDECAR) $(PY) -m asv run --environment existing:$(ASV_VENV)/bin/python \
+	    --set-commit-hash $(COMMIT) --machine $(MACHINE) --record-samples $(ASV_OPTIONS); status=$$?; \
+	echo "n/a and failed, with how often:"; grep -o '"error": "[^"]*' $(SIDECAR) | sort | uniq -c; \
+	$(MAKE) --no-print-directory publish && \
+	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html" && exit $$status
+
+# What asv knows of the suites; tracked, so it is written anew when they change.
+asv_bench/results/benchmarks.json: env FORCE
+	@$(ASV_MACHINE)
+	$(PY) -m asv run --bench just-discover --environment existing --machine $(MACHINE)
 
 publish: env ## the asv dashboard from the stored results
 	$(PY) -m asv publish --no-pull
@@ -86,10 +96,12 @@ publish: env ## the asv dashboard from the stored results
 test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests skip
 	FLASH_DSA_REQUIRE_GPU=$(GPU) JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -m "not slow" --junitxml=build/junit.xml
 
-# In a copy of its own, so that the incremental build of the working tree stays as it is.
-test-all: check test ## and all targets compiled, and the slow tests
-	rm -rf build/all-targets
-	FLASH_DSA_TARGETS=$(ALL_TARGETS) FLASH_DSA_BUILD=build/all-targets $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+# All targets are compiled in a copy: the incremental build of the working tree stays as it is.
+test-all: check test ## and all targets compiled into a wheel, and the slow tests
+	rm -rf build/all-targets && mkdir -p build/all-targets/source
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --target-directory=build/all-targets/source
+	FLASH_DSA_TARGETS=auto $(PIP) install --no-build-isolation --no-deps --target build/all-targets/site build/all-targets/source
+	cd build/all-targets/site && ../../../$(PY) -m flash_dsa
 	$(PY) -m pytest -m slow
 
 check: env ## style, types, architecture, generated tables

@@ -287,7 +287,7 @@ def _speed(sweep: Sweep) -> list[str]:
         best = row.best_dense
         assert best is not None
         said.append(
-            f"Against the fastest dense attention over all keys it takes {_factor(value)} the time at "
+            f"Against the fastest dense attention over all keys, sparse takes {_factor(value)} the time at "
             f"s_kv {row.problem.s_kv} ({milliseconds(best['seconds_median'])} ms by {best['implementation']}, "
             f"{milliseconds(row.sparse[OURS]['seconds_median'])} ms sparse); the FLOPs alone would give "
             f"{times(row.theoretical_speedup)}."
@@ -310,14 +310,14 @@ def _growth(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         shapes.setdefault((row.problem.s_q, row.problem.topk), []).append(row)
     same = max(shapes.values(), key=len, default=[])
-    parts = []
+    said = []
     ours = [row.sparse.get(OURS) for row in same]
-    for label, found in (("sparse", ours), ("dense", [row.best_dense for row in same])):
+    for label, found in (("sparse", ours), ("the fastest dense", [row.best_dense for row in same])):
         points = [(f["s_kv"], f["seconds_median"]) for f in found if f is not None and has_number(f)]
         if len(points) >= 2:
             (first, t_first), (last, t_last) = points[0], points[-1]
-            parts.append(f"{label} time grows {times(t_last / t_first)} from s_kv {first} to {last}")
-    return [f"At topk {same[0].problem.topk}, {' and '.join(parts)}."] if parts else []
+            said.append(f"{label} takes {times(t_last / t_first)} as long at s_kv {last} as at {first}")
+    return [f"At topk {same[0].problem.topk}, {' and '.join(said)}."] if said else []
 
 
 def _memory(sweep: Sweep) -> list[str]:

@@ -148,7 +148,7 @@ def latency_png(data: dict[str, Any], theme: Theme = LIGHT) -> bytes:
                 axes.text(x + offset, floor * 1.15, cell, alpha=0.75, **_note(theme, "bottom"))
     if numbers:
         axes.set_yscale("log")
-        axes.set_ylim(floor, max(numbers) * 1e3 * 4)
+        axes.set_ylim(floor, max(numbers) * 1e3 * 3)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(range(len(data["labels"])), data["labels"])
     axes.set_ylabel("latency, ms (log)")
@@ -226,15 +226,17 @@ def _figure(theme: Theme, width: float) -> tuple[Any, Any]:
 
 def _finish(axes: Any, theme: Theme, title: str, data: dict[str, Any], note: str) -> None:
     gpu = f", {data['gpu']}" if data["gpu"] else ""
-    axes.set_title(f"{title} ({data['machine']}{gpu})", color=theme.ink, loc="left", fontsize=11)
+    axes.set_title(f"{title} ({data['machine']}{gpu})", color=theme.ink, loc="left", fontsize=11, pad=24)
     axes.xaxis.label.set_color(theme.ink)
     axes.yaxis.label.set_color(theme.ink)
     for annotation in axes.texts:
         annotation.set_color(theme.ink)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, ncols=2, loc="upper left")
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.2}
+        axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, ncols=6, **above)
     else:
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no numbers yet", transform=axes.transAxes, ha="center", color=theme.ink)
     if note:
         axes.figure.supxlabel(note, fontsize=7, color=theme.ink, x=0.01, ha="left")

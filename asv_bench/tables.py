@@ -50,14 +50,13 @@ class Table:
 
 
 def digits(value: float | None, count: int = 3) -> str:
-    """A number with this many significant digits and no exponent: 0.291, 3.54, 29.9, 1260."""
+    """A number with at least this many significant digits and no exponent: 0.291, 3.54, 29.9, 1,261."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
         return "0"
-    decimals = count - 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, decimals)
-    return f"{rounded:,.{max(decimals, 0)}f}"
+    decimals = max(0, count - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -22,6 +22,11 @@ struct bfloat16 {
 // Words of a K or Q row handled before the next: this many of a full tile's Q are 24 KiB, which stay in L1 while every
 // key of the block passes by.
 constexpr int kDepth = 96;
+#ifndef QA
+#define QA 4
+#define KA 4
+#endif
+constexpr int kQueriesAhead=QA, kKeysAhead=KA;
 constexpr int kPanel = kOutVectors * kLanes;
 
 FLASH_DSA_INLINE int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -50,6 +55,9 @@ void pack_queries(const CpuTile& tile, uint32_t* q) {
   typedef uint16_t HalfQuad __attribute__((vector_size(8)));
   const int rows = padded_rows(tile), words = tile.d_qk / Dot::kPerWord;
   for (int row = 0; row < rows; row += 4) {
+    for (int ahead = row + kQueriesAhead; ahead < row + kQueriesAhead + 4 && ahead < tile.rows; ++ahead) {
+      prefetch(tile.q[ahead], tile.d_qk * int64_t{sizeof(In)});
+    }
     for (int word = 0; word < words; word += 4) {
       Quad in[4];
       unroll<4>([&](auto i) {
@@ -80,6 +88,10 @@ void pack_values(const CpuTile& tile, const CpuKeys& keys, uint32_t* v) {
   for (int word = 0; word < words; ++word) {
     const int key = word * Dot::kPerWord;
     const In* first = static_cast<const In*>(keys.v[key]);
+    for (int ahead = key + kKeysAhead; ahead < key + kKeysAhead + Dot::kPerWord && ahead < keys.count; ++ahead) {
+      prefetch(keys.k[ahead], tile.d_qk * int64_t{sizeof(In)});
+      if (keys.v[ahead] != keys.k[ahead]) prefetch(keys.v[ahead], tile.d_v * int64_t{sizeof(In)});
+    }
     for (int column = 0; column < tile.d_v; column += kLanes) {
       uint32_t* target = v + (column / kPanel * words + word) * kPanel + column % kPanel;
       if constexpr (Dot::kPerWord == 1) {

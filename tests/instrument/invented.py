@@ -55,11 +55,12 @@ def seed_sweep() -> list[Record]:
             ]
         else:
             ours = problem.flops / 200e12
-            long = problem.s_kv > 16384
-            reason = f"unsupported: naive dense is timed up to s_kv 16384, got {problem.s_kv}"
+            fits, short = problem.s_kv < 131072, problem.s_kv <= 16384
+            too_long = failure(problem, "naive", "unsupported: naive dense is timed up to s_kv 16384")
+            no_room = failure(problem, "flash_dsa", "out_of_memory: tried to allocate <36> GB")
             records += [
-                number(problem, "flash_dsa", ours) if problem.s_kv < 131072 else failure(problem, "flash_dsa", "out_of_memory: x"),
-                failure(problem, "naive", reason) if long else number(problem, "naive", 5 * ours),
+                number(problem, "flash_dsa", ours) if fits else no_room,
+                number(problem, "naive", 5 * ours) if short else too_long,
                 number(problem, "sdpa", 2 * ours, backend="efficient"),
                 failure(problem, "flash_mla", "failed: RuntimeError: dense prefill needs SM100"),
             ]

@@ -1,0 +1,88 @@
+"""Kernels planted as `instrument.planted:<function>`: right, wrong and broken ones, and one that waits to be killed."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flash_dsa import reference
+
+
+def right(**arguments: Any) -> torch.Tensor:
+    """The definition itself, whichever op is asked for."""
+    if "indices" in arguments:
+        out = reference.sparse_fwd(**arguments, dtype=torch.float32)[0]
+    else:
+        kept = {name: value for name, value in arguments.items() if not name.startswith("max_seqlen")}
+        out = reference.dense_fwd(**kept, dtype=torch.float32)[0]
+    return out.to(torch.bfloat16)
+
+
+def scaled(**arguments: Any) -> torch.Tensor:
+    """One per cent too large: inside the elementwise tolerances, caught by the cosine difference."""
+    return (right(**arguments).float() * 1.01).to(torch.bfloat16)
+
+
+def one_row_wrong(**arguments: Any) -> torch.Tensor:
+    """Right but for the last query."""
+    out = right(**arguments)
+    out[-1] = out[-1].flip(-1)
+    return out
+
+
+def not_written(**arguments: Any) -> torch.Tensor:
+    """Returns fresh memory in which the last query was forgotten."""
+    out = torch.full_like(right(**arguments), float("nan"))
+    out[:-1] = right(**arguments)[:-1]
+    return out
+
+
+def view_of_input(**arguments: Any) -> torch.Tensor:
+    """Returns memory of its own input, which poisoning must not touch."""
+    return arguments["q"][:, :, : arguments.get("d_v", 128)]
+
+
+def wrong_shape(**arguments: Any) -> torch.Tensor:
+    """Forgets the last query altogether."""
+    return right(**arguments)[:-1]
+
+
+def nothing(**arguments: Any) -> None:
+    """Returns no tensor."""
+
+
+def out_of_memory(**arguments: Any) -> torch.Tensor:
+    """Fails as CUDA's allocator does."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 36.50 GiB.\nSee documentation")
+
+
+def broken(**arguments: Any) -> torch.Tensor:
+    """Fails in a way of its own."""
+    raise RuntimeError("tile <b>expected</b> 64, got 63")
+
+
+def sparse_only(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, sm_scale: float, d_v: int) -> torch.Tensor:
+    """Takes the arguments of sparse_fwd without features."""
+    return right(q=q, kv=kv, indices=indices, sm_scale=sm_scale, d_v=d_v)
+
+
+def hangs_on_dense(**arguments: Any) -> torch.Tensor:
+    """Right, but the first dense call of a test waits, so that the test can kill the process in it."""
+    if "k" in arguments and os.environ.get("PLANTED_HANG"):
+        Path(os.environ["PLANTED_HANG"]).write_text("waiting")
+        time.sleep(60)
+    return right(**arguments)
+
+
+def interrupts_on_dense(**arguments: Any) -> torch.Tensor:
+    """Right, but a dense call behaves as if Ctrl-C had been pressed in it."""
+    if "k" in arguments:
+        raise KeyboardInterrupt
+    return right(**arguments)
+
+
+not_callable = 3

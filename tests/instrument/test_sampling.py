@@ -1,0 +1,276 @@
+"""Sampling with a clock that does not tick: what is launched, what is kept, what is said about the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from asv_bench import sampling
+from asv_bench.sampling import CPU_PROTOCOL, CUDA_PROTOCOL, Plan, measure, median_interval, plan
+from asv_bench.telemetry import Conditions
+from instrument.fakes import FakeClock
+
+SHORT = dataclasses.replace(CUDA_PROTOCOL, bursts=3, launches=2, dropped=1)
+
+
+def test_a_protocol_that_changes_gets_another_version() -> None:
+    """Whoever changes a number here changes the version too, or old and new samples meet in one series."""
+    assert dataclasses.astuple(CUDA_PROTOCOL) == ("cuda-burst", 1, 8, 2, 10, 0.060, True, 2.5, 0.060)
+    assert dataclasses.astuple(CPU_PROTOCOL) == ("cpu-rounds", 1, 2, 1, 10, 0.0, False, 1.0, 0.100)
+    assert CUDA_PROTOCOL.label == "cuda-burst-v1" and sampling.for_device("cpu")[0] is CPU_PROTOCOL
+
+
+def test_implementations_take_turns_burst_by_burst() -> None:
+    clock = FakeClock()
+    measure({"a": clock.kernel("a", 1e-3), "b": clock.kernel("b", 1e-3)}, SHORT, clock)
+    burst = {name: ["rest", *(["flush", name] * 3), "wait"] for name in "ab"}
+    warm_up = ["a", "wait", "a", "wait", "b", "wait", "b", "wait"]
+    turns = [*burst["a"], *burst["b"], *burst["b"], *burst["a"], *burst["a"], *burst["b"]]
+    assert clock.log == warm_up + turns
+    assert clock.rested == pytest.approx(6 * 0.060)
+
+
+def test_no_flush_where_the_protocol_has_none() -> None:
+    clock = FakeClock()
+    measure({"a": clock.kernel("a", 1e-3)}, CPU_PROTOCOL, clock)
+    assert "flush" not in clock.log
+
+
+def test_dropped_launches_are_not_counted() -> None:
+    clock = FakeClock()
+    warm_up, burst = [9.0, 0.001], [7.0, 0.002, 0.004]  # the first of a burst is slow and dropped
+    found = measure({"a": clock.kernel("a", *warm_up, *burst * 3, 1.0)}, SHORT, clock)["a"]
+    assert found.bursts == [[pytest.approx(0.002), pytest.approx(0.004)]] * 3
+    assert found.discarded == {} and found.plan == Plan(3, 2, 1)
+
+
+def test_the_slow_first_call_does_not_shorten_the_protocol() -> None:
+    clock = FakeClock()
+    found = measure({"a": clock.kernel("a", 30.0, 0.001)}, CUDA_PROTOCOL, clock)["a"]
+    assert len(found.seconds) == 80
+
+
+def test_the_last_output_is_kept_and_handed_to_the_poison() -> None:
+    clock, seen = FakeClock(), []
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, before_burst={"a": seen.append})["a"]
+    assert found.output == "output of a" and seen == ["output of a"] * 3
+
+
+def test_work_is_queued_ahead_in_proportion_to_the_hosts_time() -> None:
+    clock = FakeClock()
+    measure({"a": clock.kernel("a", 1e-4)}, SHORT, clock)  # the fake's host is as slow as its device
+    assert clock.stalled == [pytest.approx(1.5 * 3 * (1e-4 + 50e-6))] * 3
+    clock = FakeClock()
+    measure({"a": clock.kernel("a", 0.01)}, SHORT, clock)
+    assert max(clock.stalled) == 0.020
+
+
+@pytest.mark.parametrize(
+    "seconds, expected",
+    [
+        (60e-6, Plan(10, 8, 2)),
+        (3.6e-3, Plan(10, 8, 2)),
+        (25e-3, Plan(10, 8, 2)),  # 100 launches fill the budget exactly
+        (30e-3, Plan(10, 6, 2)),  # a burst keeps to a tenth of the budget
+        (100e-3, Plan(10, 2, 0)),  # settled within one launch
+        (200e-3, Plan(10, 1, 0)),
+        (1.6, Plan(6, 1, 0)),  # never fewer than 6 samples
+    ],
+)
+def test_slow_kernels_get_shorter_and_fewer_bursts(seconds: float, expected: Plan) -> None:
+    assert plan(CUDA_PROTOCOL, seconds) == expected
+
+
+def test_plans_keep_their_promises() -> None:
+    for protocol in (CUDA_PROTOCOL, CPU_PROTOCOL):
+        for exponent in range(-60, 20):
+            seconds = 10 ** (exponent / 10)
+            made = plan(protocol, seconds)
+            assert made.bursts * made.launches >= sampling.SAMPLES_MIN
+            assert made.bursts <= protocol.bursts and made.launches <= protocol.launches
+            spent = seconds * made.bursts * (made.launches + made.dropped)
+            assert spent <= max(protocol.budget_seconds, seconds * sampling.SAMPLES_MIN) * 1.0001
+
+
+def failing(clock: FakeClock, after: int, error: Exception) -> Callable[[], str]:
+    calls = iter(range(10**9))
+
+    def launch() -> str:
+        clock.now += 1e-3
+        if next(calls) >= after:
+            raise error
+        return "output"
+
+    return launch
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_one_that_fails_leaves_the_others_alone(after: int) -> None:
+    clock, error = FakeClock(), RuntimeError("no")
+    found = measure({"bad": failing(clock, after, error), "good": clock.kernel("good", 1e-3)}, SHORT, clock)
+    assert found["bad"].error is error and found["bad"].output is None
+    assert error.__traceback__ is None  # which would hold the failed call's memory
+    assert found["good"].error is None and len(found["good"].seconds) == 6
+
+
+def test_a_lost_device_names_who_lost_it() -> None:
+    clock = FakeClock()
+
+    def launch() -> None:
+        clock.lost = True
+        raise RuntimeError("illegal memory access")
+
+    with pytest.raises(sampling.DeviceLost, match="bad: RuntimeError: illegal memory access") as lost:
+        measure({"good": clock.kernel("good", 1e-3), "bad": launch}, SHORT, clock)
+    assert lost.value.name == "bad"
+
+
+def test_interrupting_is_no_failure_of_the_implementation() -> None:
+    def launch() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure({"a": launch}, SHORT, FakeClock())
+
+
+def states(*found: Conditions) -> Callable[[], Conditions]:
+    left = list(found)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_slowed_bursts_are_discarded_and_counted() -> None:
+    clock = FakeClock()
+    hot, fine = Conditions(slowdown="thermal_slowdown", power_capped=False), Conditions(power_capped=False)
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, conditions=states(fine, hot, fine))["a"]
+    assert [len(burst) for burst in found.bursts] == [2, 0, 2]
+    assert found.discarded == {"thermal_slowdown": 2} and found.power_capped is False
+
+
+def test_capped_samples_are_kept_and_marked() -> None:
+    clock = FakeClock()
+    capped = Conditions(power_capped=True, sm_clock_mhz=1500.0, power_w=699.0, reasons=("sw_power_cap",))
+    fine = Conditions(power_capped=False, sm_clock_mhz=1725.0, power_w=500.0)
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, conditions=states(fine, capped, fine))["a"]
+    assert found.power_capped is True and len(found.seconds) == 6
+    assert found.telemetry["sm_clock_mhz"] == {"min": 1500.0, "median": 1725.0, "max": 1725.0}
+    assert found.telemetry["power_w_max"] == 699.0 and found.telemetry["clock_reasons"] == ["sw_power_cap"]
+
+
+def test_without_telemetry_the_cap_is_unknown() -> None:
+    clock = FakeClock()
+    assert measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock)["a"].power_capped is None
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, conditions=Conditions)["a"]
+    assert found.power_capped is None and found.telemetry == {}
+
+
+def test_when_every_sample_is_discarded_there_is_no_number() -> None:
+    clock = FakeClock()
+    hot = Conditions(slowdown="hardware_slowdown")
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, conditions=lambda: hot)["a"]
+    assert isinstance(found.error, sampling.InvalidMeasurement)
+    assert str(found.error) == "every sample was discarded: 6 hardware_slowdown"
+
+
+def test_times_that_are_none_are_discarded() -> None:
+    clock = FakeClock()
+    warm_up = [1e-3, 1e-3]
+    bad = [1e-3, 0.0, math.nan]
+    found = measure({"a": clock.kernel("a", *warm_up, *bad)}, dataclasses.replace(SHORT, bursts=1), clock)["a"]
+    assert found.discarded == {"not_positive": 2} and found.error is not None
+
+
+def test_starved_samples_are_discarded_while_enough_others_remain() -> None:
+    clock = FakeClock()
+    protocol = dataclasses.replace(SHORT, bursts=5)
+    waits = iter([False] * 2 + [False] * 9 + [True] * 3 + [False] * 3)
+
+    def launch() -> None:
+        clock.now += 1e-3
+        clock.starved = next(waits)
+
+    found = measure({"a": launch}, protocol, clock)["a"]
+    assert [len(burst) for burst in found.bursts] == [2, 2, 2, 0, 2]
+    assert found.discarded == {"starved": 2} and "host_bound" not in found.telemetry
+
+
+def test_an_implementation_that_always_waits_for_its_host_is_timed_and_marked() -> None:
+    clock = FakeClock()
+    clock.starved = True
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock)["a"]
+    assert len(found.seconds) == 6 and found.discarded == {} and found.telemetry == {"host_bound": True}
+
+
+def test_discard_reasons_are_a_closed_set() -> None:
+    with pytest.raises(ValueError, match="reason: expected one of"):
+        sampling.Samples().discard("bad_luck")
+
+
+def test_interval_by_enumeration() -> None:
+    """For each n: the narrowest pair of order statistics whose binomial coverage reaches 95 %."""
+    for n in range(6, 90):
+        found = median_interval([float(i) for i in range(n)])
+        low, high = int(found.low), int(found.high)
+        assert low + high == n - 1 and found.median == (n - 1) / 2
+
+        def missed(rank: int, n: int = n) -> float:
+            return 2 * sum(math.comb(n, k) for k in range(rank + 1)) / 2**n
+
+        assert missed(low) <= 0.05
+        assert low + 1 > (n - 1) // 2 or missed(low + 1) > 0.05
+
+
+def test_interval_covers_the_median_as_often_as_it_says() -> None:
+    """Skewed times, as real ones are: 95 % holds whatever the distribution."""
+    generator = random.Random(1)
+    covered = dict.fromkeys((6, 20, 80), 0)
+    rounds = 2000
+    for n in covered:
+        for _ in range(rounds):
+            found = median_interval([generator.lognormvariate(0.0, 1.0) for _ in range(n)])
+            covered[n] += found.low <= 1.0 <= found.high
+    assert all(0.945 <= count / rounds <= 0.985 for count in covered.values()), covered
+
+
+def test_interval_of_few_and_of_many() -> None:
+    assert median_interval([3.0]) == sampling.Interval(3.0, 3.0, 3.0)
+    assert median_interval([3.0, 1.0, 2.0]) == sampling.Interval(2.0, 1.0, 3.0)
+    many = median_interval([float(i) for i in range(3000)])
+    assert 1440 < many.low < many.median < many.high < 1560
+    with pytest.raises(ValueError, match="at least one"):
+        median_interval([])
+
+
+class FakeEvent:
+    """A CUDA event: milliseconds as float32, like cudaEventElapsedTime."""
+
+    def __init__(self, milliseconds: float) -> None:
+        self.milliseconds = milliseconds
+        self.synchronized = False
+
+    def synchronize(self) -> None:
+        self.synchronized = True
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        import struct
+
+        return float(struct.unpack("f", struct.pack("f", end.milliseconds - self.milliseconds))[0])
+
+
+def test_cuda_readings_keep_their_resolution_long_after_the_start() -> None:
+    base = 3_600_000.0  # an hour: float32 milliseconds from there resolve 250 us
+    start, end = sampling.CudaReading(FakeEvent(base)), sampling.CudaReading(FakeEvent(base + 0.0625))
+    assert end - start == pytest.approx(62.5e-6, rel=1e-6)
+    assert end.event.synchronized
+
+
+def test_cpu_clock_reads_forward_and_fits_a_timer() -> None:
+    import timeit
+
+    clock = sampling.CpuClock()
+    assert clock.read() - clock.read() < 0 < -(clock.read() - clock.read())
+    timer: Any = clock.read
+    assert timeit.Timer("pass", timer=timer).timeit(10) >= 0

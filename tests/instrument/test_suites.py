@@ -1,0 +1,129 @@
+"""The asv suites: what becomes a number, what n/a and what a failure. On a grid of one point per class."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asv_bench import implementations, sampling, suite
+from asv_bench.implementations import BoundCall, Implementation, Unsupported
+from asv_bench.sparse_prefill import SparsePrefillSmoke
+
+TINY = dataclasses.replace(
+    suite.CPU,
+    protocol=dataclasses.replace(suite.CPU.protocol, bursts=3, budget_seconds=0.1),
+    s_q=8,
+    h_q=4,
+    s_kv=(64,),
+    topk=(16,),
+    head_dims=("192x128",),
+    copy_bytes=1 << 10,
+    gemm_size=16,
+)
+SPARSE = ("sparse", 64, 16)
+DENSE = ("dense", 64, "192x128")
+RATIO = ("ratio", 64, 16, "192x128")
+
+
+@pytest.fixture(autouse=True)
+def cpu_grid_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASH_DSA_BENCH_CPU", "1")
+
+
+def replace_ours(monkeypatch: pytest.MonkeyPatch, call: Any) -> None:
+    """Lets `flash_dsa` be another function of its inputs."""
+
+    class Other(Implementation):
+        name = "flash_dsa"
+
+        def bind(self, problem: Any, inputs: Any) -> BoundCall:
+            return BoundCall(lambda: call(problem, inputs), "other")
+
+    original = implementations.get
+    monkeypatch.setattr(implementations, "get", lambda name: Other() if name == "flash_dsa" else original(name))
+
+
+def test_every_view_of_a_grid_has_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sidecar = tmp_path / "machine" / "commit.telemetry.jsonl"
+    monkeypatch.setenv("FLASH_DSA_TELEMETRY", str(sidecar))
+    cache = suite.measure(TINY)
+    expected = [(*SPARSE, name) for name in TINY.sparse] + [(*DENSE, name) for name in TINY.dense] + [RATIO]
+    assert set(cache) == {*expected, *(("control", work) for work in suite.CONTROLS)}
+    assert all(sample > 0 for entry in cache.values() for sample in entry["samples"])
+    machine, *lines = [json.loads(line) for line in sidecar.read_text().splitlines()]
+    assert machine["machine"]["torch"] == torch.__version__
+    assert [tuple(line["view"]) for line in lines if "view" in line] == expected
+
+
+def test_wrong_answer_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_ours(monkeypatch, lambda problem, inputs: torch.zeros(problem.s_q, problem.h_q, problem.d_v))
+    cache = suite.measure(TINY)
+    for view in ((*SPARSE, "flash_dsa"), (*DENSE, "flash_dsa"), RATIO):
+        assert "wrong_answer" in cache[view]["failed"]
+    assert cache[(*SPARSE, "naive")]["samples"]
+
+
+def test_ours_crashing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(problem: Any, inputs: Any) -> None:
+        raise RuntimeError("misaligned address")
+
+    replace_ours(monkeypatch, crash)
+    assert "misaligned address" in suite.measure(TINY)[(*SPARSE, "flash_dsa")]["failed"]
+
+
+@pytest.mark.parametrize("error", [AttributeError("no flash_attn_varlen_func"), Unsupported("d_qk 192")])
+def test_what_an_old_commit_lacks_is_na(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(self: Any, problem: Any, inputs: Any) -> BoundCall:
+        raise error
+
+    monkeypatch.setattr(implementations.FlashDsa, "bind", refuse)
+    cache = suite.measure(TINY)
+    assert str(error) in cache[(*SPARSE, "flash_dsa")]["unavailable"]
+    assert str(error) in cache[RATIO]["unavailable"]
+
+
+def test_a_lost_device_fails_what_was_not_measured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = sampling.measure
+
+    def lose(calls: Any, *args: Any, **options: Any) -> Any:
+        if any("dense" in name for name in calls):
+            raise sampling.DeviceLost("dense", RuntimeError("illegal memory access"))
+        return measure(calls, *args, **options)
+
+    monkeypatch.setattr(sampling, "measure", lose)
+    cache = suite.measure(TINY)
+    assert cache[(*SPARSE, "flash_dsa")]["samples"]
+    assert all("illegal memory access" in cache[view]["failed"] for view in ((*DENSE, "flash_dsa"), RATIO))
+
+
+def test_grid_of_the_other_kind_of_machine_is_na(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLASH_DSA_BENCH_CPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cache = suite.measure(suite.GPU)
+    with pytest.raises(NotImplementedError, match="no GPU"):
+        SparsePrefillSmoke().setup(cache, 1024, 64, "flash_dsa")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "FLASH_DSA_BENCH_CPU=1" in suite.measure(suite.CPU)[suite.WHOLE_GRID]["unavailable"]
+
+
+def test_a_point_is_a_view_of_the_cache() -> None:
+    point = SparsePrefillSmoke()
+    cache: suite.Cache = {
+        ("sparse", 1024, 64, "flash_dsa"): {"samples": [1.0, 2.0]},
+        ("sparse", 1024, 64, "naive"): {"failed": "wrong_answer: out"},
+    }
+    point.setup(cache, 1024, 64, "naive")
+    assert point.track_seconds(cache, 1024, 64, "flash_dsa") == {"samples": [1.0, 2.0], "number": 1}
+    with pytest.raises(RuntimeError, match="wrong_answer"):
+        point.track_seconds(cache, 1024, 64, "naive")
+
+
+def test_ratio_pairs_bursts_that_took_turns() -> None:
+    sparse = sampling.Samples(bursts=[[1.0, 3.0], [], [4.0]])
+    dense = sampling.Samples(bursts=[[4.0], [5.0], [8.0], [9.0]])
+    assert suite._ratio(sparse, dense) == {"samples": [0.5, 0.5]}

@@ -1,0 +1,205 @@
+"""Every check names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import flash_dsa
+
+
+def sparse_arguments(device: torch.device) -> dict[str, Any]:
+    return {
+        "q": torch.zeros(4, 8, 576, dtype=torch.bfloat16, device=device),
+        "kv": torch.zeros(20, 1, 576, dtype=torch.bfloat16, device=device),
+        "indices": torch.zeros(4, 1, 16, dtype=torch.int32, device=device),
+        "sm_scale": 0.1,
+        "attn_sink": torch.zeros(8, device=device),
+        "topk_length": torch.zeros(4, dtype=torch.int32, device=device),
+        "out": torch.empty(4, 8, 512, dtype=torch.bfloat16, device=device),
+    }
+
+
+def dense_arguments(device: torch.device) -> dict[str, Any]:
+    starts = torch.tensor([0, 6], dtype=torch.int32, device=device)
+    return {
+        "q": torch.zeros(6, 4, 192, dtype=torch.bfloat16, device=device),
+        "k": torch.zeros(6, 2, 192, dtype=torch.bfloat16, device=device),
+        "v": torch.zeros(6, 2, 128, dtype=torch.bfloat16, device=device),
+        "cu_seqlens_qo": starts,
+        "cu_seqlens_kv": starts,
+        "max_seqlen_qo": 6,
+        "max_seqlen_kv": 6,
+    }
+
+
+def misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same shape, one element past a 16-byte boundary."""
+    flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return flat[1:].view(tensor.shape)
+
+
+def odd_stride(tensor: torch.Tensor) -> torch.Tensor:
+    wide = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 1, dtype=tensor.dtype, device=tensor.device)
+    return wide[..., :-1]
+
+
+def scattered(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+Change = Callable[[torch.Tensor], Any]
+
+SPARSE: list[tuple[str, Change, str]] = [
+    ("q", lambda t: t[0], r"`q` expected shape \[s_q, h_q, d_qk\], got \[8, 576\]"),
+    ("q", lambda t: t[..., :448], r"`q` expected d_qk 576 or 512, got 448"),
+    ("q", lambda t: t[:, :0], r"`q` expected h_q >= 1, got shape \[4, 0, 576\]"),
+    ("q", lambda t: t.half(), r"`q` expected dtype bfloat16.*, got float16"),
+    ("q", misaligned, r"`q` expected data aligned to 16 bytes, got an address 2 bytes past"),
+    ("q", odd_stride, r"`q` expected strides that are multiples of 8 elements \(16 bytes\), got stride 577"),
+    ("q", scattered, r"`q` expected stride 1 in its last dimension, got 2"),
+    ("kv", lambda t: t[:, 0], r"`kv` expected shape \[s_kv, h_kv, d_qk\], got \[20, 576\]"),
+    ("kv", lambda t: t.expand(-1, 2, -1), r"`kv` expected h_kv = 1 in dimension 1, got shape \[20, 2, 576\]"),
+    ("kv", lambda t: t[..., :512], r"`kv` expected d_qk = 576 in dimension 2, got shape \[20, 1, 512\]"),
+    ("kv", lambda t: t.float(), r"`kv` expected dtype bfloat16, got float32"),
+    ("kv", misaligned, r"`kv` expected data aligned to 16 bytes"),
+    ("kv", odd_stride, r"`kv` expected strides that are multiples of 8 elements"),
+    ("indices", lambda t: t[:, 0], r"`indices` expected shape \[s_q, h_kv, topk\], got \[4, 16\]"),
+    ("indices", lambda t: t[:3], r"`indices` expected s_q = 4 in dimension 0, got shape \[3, 1, 16\]"),
+    ("indices", lambda t: t.expand(-1, 2, -1), r"`indices` expected h_kv = 1 in dimension 1"),
+    ("indices", lambda t: t[..., :0], r"`indices` expected topk >= 1, got shape \[4, 1, 0\]"),
+    ("indices", lambda t: t.long(), r"`indices` expected dtype int32, got int64"),
+    ("indices", scattered, r"`indices` expected stride 1 in its last dimension, got 2"),
+    ("sm_scale", lambda _: 0.0, r"`sm_scale` expected a finite number > 0, got 0"),
+    ("sm_scale", lambda _: -1.0, r"`sm_scale` expected a finite number > 0, got -1"),
+    ("sm_scale", lambda _: float("nan"), r"`sm_scale` expected a finite number > 0, got -?nan"),
+    ("sm_scale", lambda _: float("inf"), r"`sm_scale` expected a finite number > 0, got inf"),
+    ("sm_scale", lambda _: 1e300, r"`sm_scale` expected a finite number > 0, got 1e\+300"),
+    ("d_v", lambda _: 256, r"`d_v` expected 512, got 256"),
+    ("attn_sink", lambda t: t[:7], r"`attn_sink` expected shape \[h_q\] = \[8\], got \[7\]"),
+    ("attn_sink", lambda t: t.bfloat16(), r"`attn_sink` expected dtype float32, got bfloat16"),
+    ("attn_sink", scattered, r"`attn_sink` expected a contiguous tensor"),
+    ("topk_length", lambda t: t[:3], r"`topk_length` expected shape \[s_q\] = \[4\], got \[3\]"),
+    ("topk_length", lambda t: t.long(), r"`topk_length` expected dtype int32, got int64"),
+    ("out", lambda t: t[:3], r"`out` expected shape \[s_q, h_q, d_v\] = \[4, 8, 512\], got \[3, 8, 512\]"),
+    ("out", lambda t: t.float(), r"`out` expected dtype bfloat16, got float32"),
+    ("out", lambda t: t[:1].expand(4, -1, -1), r"`out` expected memory of its own .*stride 0 in dimension 0"),
+    ("out", odd_stride, r"`out` expected strides that are multiples of 8 elements"),
+]
+
+DENSE: list[tuple[str, Change, str]] = [
+    ("q", lambda t: t[0], r"`q` expected shape \[tot_q, h_q, d_qk\], got \[4, 192\]"),
+    ("q", lambda t: t[:, :3], r"`q` expected h_q to be a multiple of h_kv, both >= 1, got h_q = 3, h_kv = 2"),
+    ("q", lambda t: t[..., :64], r"expected \(d_qk, d_v\) = \(192, 128\), .* got \(64, 128\)"),
+    ("q", lambda t: t.half(), r"`q` expected dtype bfloat16.*, got float16"),
+    ("q", misaligned, r"`q` expected data aligned to 16 bytes"),
+    ("k", lambda t: t[0], r"`k` expected shape \[tot_kv, h_kv, d_qk\], got \[2, 192\]"),
+    ("k", lambda t: t[..., :128], r"`k` expected d_qk = 192 in dimension 2"),
+    ("k", lambda t: t.float(), r"`k` expected dtype bfloat16, got float32"),
+    ("k", odd_stride, r"`k` expected strides that are multiples of 8 elements"),
+    ("v", lambda t: t[:5], r"`v` expected tot_kv = 6 in dimension 0, got shape \[5, 2, 128\]"),
+    ("v", lambda t: t[:, :1], r"`v` expected h_kv = 2 in dimension 1"),
+    ("v", scattered, r"`v` expected stride 1 in its last dimension, got 2"),
+    ("cu_seqlens_qo", lambda t: t.long(), r"`cu_seqlens_qo` expected dtype int32, got int64"),
+    ("cu_seqlens_qo", lambda t: t[:0], r"`cu_seqlens_qo` expected shape \[batch \+ 1\], got \[0\]"),
+    ("cu_seqlens_qo", lambda t: t[None], r"`cu_seqlens_qo` expected shape \[batch \+ 1\], got \[1, 2\]"),
+    ("cu_seqlens_kv", lambda t: t[:1], r"`cu_seqlens_kv` expected batch \+ 1 = 2 in dimension 0, got shape \[1\]"),
+    ("cu_seqlens_kv", scattered, r"`cu_seqlens_kv` expected a contiguous tensor"),
+    ("max_seqlen_qo", lambda _: -1, r"`max_seqlen_qo` expected a number >= 0, got -1"),
+    ("max_seqlen_kv", lambda _: -2, r"`max_seqlen_kv` expected a number >= 0, got -2"),
+    ("softmax_scale", lambda _: -0.5, r"`softmax_scale` expected a finite number > 0, got -0.5"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), SPARSE)
+def test_sparse_fwd_says_what_is_wrong(plain_device: torch.device, name: str, change: Change, message: str) -> None:
+    arguments = sparse_arguments(plain_device)
+    arguments[name] = change(arguments.get(name))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="sparse_fwd: .*" + message):
+        flash_dsa.flash_mla_sparse_fwd(**arguments)
+
+
+@pytest.mark.parametrize(("name", "change", "message"), DENSE)
+def test_dense_fwd_says_what_is_wrong(plain_device: torch.device, name: str, change: Change, message: str) -> None:
+    arguments = dense_arguments(plain_device)
+    arguments[name] = change(arguments.get(name))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="dense_fwd: .*" + message):
+        flash_dsa.flash_attn_varlen_func(**arguments)
+
+
+@pytest.mark.parametrize("name", ["out", "lse"])
+def test_dense_fwd_checks_where_it_writes(plain_device: torch.device, name: str) -> None:
+    arguments = dense_arguments(plain_device)
+    wrong = torch.empty(5, 4, device=plain_device, dtype=torch.bfloat16 if name == "out" else torch.float32)
+    with pytest.raises(RuntimeError, match=f"dense_fwd: `{name}` expected shape"):
+        flash_dsa._flash_attn_varlen_forward(**arguments, **{name: wrong})
+
+
+def test_the_arguments_above_are_right_before_they_are_changed(plain_device: torch.device) -> None:
+    flash_dsa.flash_mla_sparse_fwd(**sparse_arguments(plain_device))
+    flash_dsa.flash_attn_varlen_func(**dense_arguments(plain_device))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["kv", "indices", "attn_sink", "topk_length", "out"])
+def test_all_tensors_must_be_on_the_device_of_q(name: str) -> None:
+    arguments = sparse_arguments(torch.device("cuda"))
+    arguments[name] = arguments[name].cpu()
+    with pytest.raises(RuntimeError, match=f"`{name}` expected on the device of `q`, cuda:0, got cpu"):
+        flash_dsa.flash_mla_sparse_fwd(**arguments)
+
+
+@pytest.mark.gpu
+def test_float32_is_for_the_cpu_alone() -> None:
+    arguments = sparse_arguments(torch.device("cuda"))
+    arguments["q"], arguments["kv"] = arguments["q"].float(), arguments["kv"].float()
+    with pytest.raises(RuntimeError, match="`q` expected dtype bfloat16, got float32"):
+        flash_dsa.flash_mla_sparse_fwd(**arguments)
+
+
+def test_stride_of_a_dimension_of_one_does_not_matter(plain_device: torch.device) -> None:
+    arguments = sparse_arguments(plain_device)
+    kv = arguments["kv"]
+    arguments["kv"] = kv.as_strided(kv.shape, (kv.stride(0), 3, 1))
+    flash_dsa.flash_mla_sparse_fwd(**arguments)
+
+
+def test_what_is_not_provided_says_so() -> None:
+    cpu = torch.device("cpu")
+    sparse, dense = sparse_arguments(cpu), dense_arguments(cpu)
+    sparse["q"].requires_grad_()
+    with pytest.raises(NotImplementedError, match="flash_mla_sparse_fwd has no backward"):
+        flash_dsa.flash_mla_sparse_fwd(**sparse)
+    with torch.no_grad():
+        flash_dsa.flash_mla_sparse_fwd(**sparse)
+    dense["v"].requires_grad_()
+    with pytest.raises(NotImplementedError, match="flash_attn_varlen_func has no backward"):
+        flash_dsa.flash_attn_varlen_func(**dense)
+    with pytest.raises(NotImplementedError, match="dropout_p expected 0.0, got 0.1"):
+        flash_dsa.flash_attn_varlen_func(**dense_arguments(cpu), dropout_p=0.1)
+    with pytest.raises(NotImplementedError, match="get_mla_metadata belongs to decode"):
+        flash_dsa.get_mla_metadata()
+    with pytest.raises(NotImplementedError, match="flash_mla_with_kvcache is decode"):
+        flash_dsa.flash_mla_with_kvcache()
+
+
+def test_target_of_names_what_serves_a_device() -> None:
+    assert flash_dsa.target_of("cpu") == "cpu"
+    with pytest.raises(NotImplementedError, match="no target serves mps devices; compiled: cpu"):
+        flash_dsa.target_of("mps")
+
+
+@pytest.mark.gpu
+def test_target_of_a_gpu() -> None:
+    assert flash_dsa.target_of("cuda") == "sm80"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("text", ["many", "-1", "0"])
+def test_a_shared_memory_cap_that_is_no_number(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FLASH_DSA_TEST_SMEM_KB", text)
+    with pytest.raises(RuntimeError, match=f"FLASH_DSA_TEST_SMEM_KB expected a number of KiB, got '{text}'"):
+        flash_dsa.flash_mla_sparse_fwd(**sparse_arguments(torch.device("cuda")))

@@ -1,0 +1,253 @@
+"""sparse_fwd against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from numerics import INT_MAX, INT_MIN, SparseCall, assert_right, normal, sparse_call
+
+import flash_dsa
+from asv_bench.numerics import TOLERANCES
+from flash_dsa import reference
+
+# s_q, s_kv, h_q, topk, d_qk, features: each row was chosen for an edge of tiles, heads or indices.
+SHAPES = [
+    (4, 512, 128, 64, 576, ""),
+    (5, 200, 64, 130, 512, "sink"),
+    (3, 77, 96, 1, 576, "sink length"),
+    (9, 500, 8, 192, 576, "sink length"),
+    (3, 400, 16, 1152, 512, "length"),
+    (2, 50, 1, 2176, 576, ""),
+    (3, 1000, 130, 333, 576, "sink length"),
+    (2, 100, 33, 70, 512, "sink"),
+    (4, 999, 128, 200, 576, "sink length strided"),
+    (2, 5, 3, 300, 512, "strided"),
+    (1, 1, 1, 1, 576, ""),
+    (1, 4096, 65, 2048, 576, "sink"),
+]
+
+
+@pytest.mark.parametrize(("s_q", "s_kv", "h_q", "topk", "d_qk", "features"), SHAPES)
+def test_matches_the_reference(
+    device: torch.device, s_q: int, s_kv: int, h_q: int, topk: int, d_qk: int, features: str
+) -> None:
+    sparse_call(device, s_q, s_kv, h_q, topk, d_qk, features=features).check()
+
+
+@pytest.mark.parametrize("d_qk", [576, 512])
+@pytest.mark.parametrize("features", ["", "sink", "length", "sink length strided"])
+def test_every_feature_on_every_tile(device: torch.device, d_qk: int, features: str) -> None:
+    for h_q in (16, 80):
+        sparse_call(device, 6, 300, h_q, 150, d_qk, features=features, seed=h_q).check()
+
+
+@pytest.mark.parametrize(("h_q", "d_qk"), [(16, 576), (128, 512), (7, 576)])
+def test_float32_on_the_cpu(h_q: int, d_qk: int) -> None:
+    cpu = torch.device("cpu")
+    sparse_call(cpu, 5, 300, h_q, 100, d_qk, features="sink length", dtype=torch.float32).check()
+
+
+def test_indices_at_the_ends_of_int32_are_masked(device: torch.device) -> None:
+    call = sparse_call(device, 8, 300, 40, 100)
+    call.indices[::2, :, ::3] = INT_MIN
+    call.indices[1::2, :, 1::4] = INT_MAX
+    call.indices[:, :, 7] = 2147480000
+    call.check()
+
+
+def test_a_row_with_nothing_valid_is_empty_whatever_the_sink(device: torch.device) -> None:
+    call = sparse_call(device, 6, 128, 64, 100, features="sink")
+    call.indices[::2] = -1
+    out, max_logits, lse = call.run()
+    assert torch.all(out[::2] == 0)
+    assert torch.all(max_logits[::2] == float("-inf"))
+    assert torch.all(lse[::2] == float("inf"))
+    call.check()
+
+
+def test_topk_length_clamps_to_topk_and_below_zero(device: torch.device) -> None:
+    call = sparse_call(device, 5, 200, 16, 64)
+    call.topk_length = torch.tensor([INT_MIN, 0, 1, 64, INT_MAX], dtype=torch.int32, device=device)
+    call.check()
+    out, _, lse = call.run()
+    assert torch.all(out[:2] == 0) and torch.all(lse[:2] == float("inf"))
+
+
+def test_duplicates_count_each_time(device: torch.device) -> None:
+    call = sparse_call(device, 3, 50, 16, 64)
+    call.indices[:] = 7
+    _, max_logits, lse = call.run()
+    torch.testing.assert_close(lse - max_logits, torch.full_like(lse, 64.0).log())
+    call.check()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_poison_in_rows_not_attended_stays_there(device: torch.device, poison: float) -> None:
+    call = sparse_call(device, 6, 400, 66, 150, features="sink length")
+    clean = call.run()
+    attended = torch.zeros(400, dtype=torch.bool, device=device)
+    assert call.topk_length is not None
+    slots = torch.arange(150, device=device) < call.topk_length.unsqueeze(-1)
+    used = call.indices[:, 0][slots]
+    attended[used[(used >= 0) & (used < 400)].long()] = True
+    assert not attended.all()
+    call.kv[~attended] = poison
+    for before, after in zip(clean, call.run(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_sink_scales_out_and_nothing_else(device: torch.device) -> None:
+    call = sparse_call(device, 4, 200, 12, 64)
+    out, max_logits, lse = call.run()
+    sink = torch.linspace(-3, 8, 12, device=device)
+    call.attn_sink = sink
+    scaled, same_max, same_lse = call.run()
+    assert torch.equal(max_logits, same_max) and torch.equal(lse, same_lse)
+    expected = out.double() * torch.sigmoid(lse.double() - sink.double()).unsqueeze(-1)
+    torch.testing.assert_close(scaled.double(), expected, rtol=2**-7, atol=1e-6)
+    call.attn_sink = torch.full_like(sink, float("-inf"))
+    assert torch.equal(call.run()[0], out)
+    call.attn_sink = torch.full_like(sink, float("inf"))
+    assert torch.all(call.run()[0] == 0)
+
+
+def test_large_scores_do_not_overflow(device: torch.device) -> None:
+    call = sparse_call(device, 3, 300, 20, 150)
+    call.sm_scale = 40.0
+    call.check()
+
+
+def test_empty_inputs_give_empty_results(device: torch.device) -> None:
+    out, max_logits, lse = sparse_call(device, 0, 10, 8, 16).run()
+    assert out.shape == (0, 8, 512) and max_logits.shape == lse.shape == (0, 8)
+    out, max_logits, lse = sparse_call(device, 3, 0, 8, 16, features="sink").run()
+    assert torch.all(out == 0) and torch.all(lse == float("inf")) and torch.all(max_logits == float("-inf"))
+
+
+def test_out_is_written_where_asked(device: torch.device) -> None:
+    call = sparse_call(device, 5, 100, 24, 40, features="sink")
+    storage = torch.full((5, 26, 520), 9.0, dtype=torch.bfloat16, device=device)
+    target = storage[:, 1:25, 8:]
+    out, max_logits, lse = call.run(out=target)
+    assert out.data_ptr() == target.data_ptr()
+    expected, expected_max, expected_lse = call.run()
+    assert torch.equal(target, expected) and torch.equal(max_logits, expected_max) and torch.equal(lse, expected_lse)
+    target.fill_(9.0)
+    assert torch.all(storage == 9.0), "something was written beside `out`"
+
+
+def test_error_is_at_most_twice_that_of_plain_torch(device: torch.device) -> None:
+    call = sparse_call(device, 8, 2000, 64, 512)
+    call.indices.clamp_(0, 1999)
+    expected = call.expected()[0]
+    gathered = call.kv[call.indices[:, 0].long(), 0]
+    scores = torch.matmul(call.q, gathered.transpose(1, 2)).float() * call.sm_scale
+    plain = torch.matmul(torch.softmax(scores, -1).bfloat16(), gathered[..., :512])
+    plain_error = (plain.double() - expected).abs().max()
+    assert (call.run()[0].double() - expected).abs().max() <= 2 * plain_error
+
+
+@pytest.mark.gpu
+def test_seventy_thousand_queries() -> None:
+    call = sparse_call(torch.device("cuda"), 70_000, 500, 16, 70, features="sink length")
+    call.check(torch.randint(0, 70_000, (50,), device="cuda"))
+
+
+@pytest.mark.gpu
+def test_offsets_past_two_to_the_31_elements() -> None:
+    cuda = torch.device("cuda")
+    rows = 2**31 // 576 + 5000
+    random = torch.Generator(cuda).manual_seed(1)
+    kv = torch.zeros(rows, 1, 576, dtype=torch.bfloat16, device=cuda)
+    last = torch.arange(rows - 3000, rows, device=cuda)
+    kv[last] = normal((3000, 1, 576), cuda, torch.bfloat16, random)
+    indices = last[torch.randint(0, 3000, (6, 1, 200), device=cuda, generator=random)].int()
+    SparseCall(normal((6, 64, 576), cuda, torch.bfloat16, random), kv, indices, 0.05).check()
+
+
+@pytest.mark.gpu
+def test_row_strides_past_two_to_the_31_elements() -> None:
+    cuda = torch.device("cuda")
+    random = torch.Generator(cuda).manual_seed(2)
+    storage = torch.empty(3 * 2**30 + 4096, dtype=torch.bfloat16, device=cuda)
+    kv = storage.as_strided((3, 1, 576), (3 * 2**29, 576, 1))
+    q = storage.as_strided((2, 8, 576), (3 * 2**29, 640, 1), 2048)
+    kv.copy_(normal((3, 1, 576), cuda, torch.bfloat16, random))
+    q.copy_(normal((2, 8, 576), cuda, torch.bfloat16, random))
+    indices = torch.tensor([[[2, 1, 0]], [[2, 2, -1]]], dtype=torch.int32, device=cuda)
+    SparseCall(q, kv, indices, 0.05).check()
+
+
+def test_the_reference_is_the_formula_written_out() -> None:
+    """Loops over queries, heads and slots, on a problem small enough for that."""
+    call = sparse_call(torch.device("cpu"), 2, 6, 2, 5, 512, features="sink")
+    call.topk_length = torch.tensor([5, 3], dtype=torch.int32)
+    out, max_logits, lse = call.expected()
+    assert call.attn_sink is not None
+    call.attn_sink[:] = torch.tensor([0.3, -0.2])
+    out, max_logits, lse = call.expected()
+    for query in range(2):
+        length = int(call.topk_length[query])
+        keys = [int(i) for i in call.indices[query, 0, :length] if 0 <= int(i) < 6]
+        for head in range(2):
+            if not keys:
+                assert lse[query, head] == float("inf")
+                continue
+            rows = call.kv[keys, 0].double()
+            scores = rows @ call.q[query, head].double() * call.sm_scale
+            weights = scores.exp() / scores.exp().sum()
+            sink = float(call.attn_sink[head].exp())
+            total = float(scores.exp().sum())
+            expected = weights @ rows[:, :512] * total / (total + sink)
+            torch.testing.assert_close(out[query, head], expected)
+            torch.testing.assert_close(float(lse[query, head]), float(scores.exp().sum().log()))
+            torch.testing.assert_close(float(max_logits[query, head]), float(scores.max()))
+
+
+def test_a_wrong_answer_is_seen() -> None:
+    """The comparison itself: an error just over the tolerance must not pass."""
+    expected = torch.full((4, 512), 0.01, dtype=torch.float64)
+    wrong = expected.clone()
+    wrong[2, 100] += 1.1 * TOLERANCES["sparse_fwd"]["out"].absolute
+    with pytest.raises(AssertionError, match="1 of 2048"):
+        assert_right("sparse_fwd", "out", wrong, expected)
+
+
+def test_the_reference_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = sparse_call(torch.device("cpu"), 7, 60, 3, 20, 512, features="sink length")
+    whole = call.expected()
+    monkeypatch.setattr(reference, "_GATHER_ELEMENTS", 1)
+    for one, other in zip(whole, call.expected(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512", "avx512_bf16"])
+def test_every_cpu_level(level: str) -> None:
+    """In a process of its own, since the level is chosen once. Levels that this CPU lacks say so."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = (
+        "import torch; from numerics import sparse_call, dense_call\n"
+        "for dtype in (torch.bfloat16, torch.float32):\n"
+        "    sparse_call(torch.device('cpu'), 5, 300, 33, 100, features='sink length', dtype=dtype).check()\n"
+        "    dense_call(torch.device('cpu'), [9, 40], [70, 33], 4, 2, (192, 128), causal=True, dtype=dtype).check()\n"
+    )
+    tests = Path(__file__).resolve().parents[1]
+    environment = {
+        **os.environ,
+        "FLASH_DSA_CPU_LEVEL": level,
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+    }
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if "FLASH_DSA_CPU_LEVEL expected one of the levels this CPU runs" in result.stderr:
+        pytest.skip(f"this CPU lacks {level}")
+    assert result.returncode == 0, result.stderr
+
+
+def test_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert flash_dsa.__version__ == version("flash_dsa")

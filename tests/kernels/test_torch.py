@@ -1,0 +1,176 @@
+"""The ops as torch uses them: opcheck, torch.compile, CUDA graphs, streams, several GPUs, drop-in imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from numerics import dense_call, sparse_call
+
+import flash_dsa
+
+
+def test_opcheck_sparse(plain_device: torch.device) -> None:
+    call = sparse_call(plain_device, 3, 40, 6, 20, features="sink length")
+    arguments = (call.q, call.kv, call.indices, call.sm_scale, 512, call.attn_sink, call.topk_length)
+    torch.library.opcheck(torch.ops.flash_dsa.sparse_fwd.default, arguments)
+    torch.library.opcheck(torch.ops.flash_dsa.sparse_fwd.default, (*arguments[:5], None, None))
+    out, max_logits, lse = call.run()
+    torch.library.opcheck(torch.ops.flash_dsa.sparse_fwd_out.default, (*arguments, out, max_logits, lse))
+
+
+def test_opcheck_dense(plain_device: torch.device) -> None:
+    call = dense_call(plain_device, [10, 3], [20, 9], 4, 2, (192, 128), causal=True)
+    arguments = (call.q, call.k, call.v, call.cu_seqlens_qo, call.cu_seqlens_kv, 10, 20, 0.1, True)
+    torch.library.opcheck(torch.ops.flash_dsa.dense_fwd.default, arguments)
+    torch.library.opcheck(torch.ops.flash_dsa.dense_fwd_out.default, (*arguments, *call.run()))
+
+
+def test_compile_sparse(plain_device: torch.device) -> None:
+    call = sparse_call(plain_device, 5, 60, 8, 20, features="sink")
+
+    @torch.compile(fullgraph=True)
+    def model(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, sink: torch.Tensor) -> torch.Tensor:
+        out, _, lse = flash_dsa.flash_mla_sparse_fwd(q * 2, kv, indices, 0.1, attn_sink=sink)
+        return out.float() + lse.unsqueeze(-1).nan_to_num(posinf=0)
+
+    assert call.attn_sink is not None
+    out, _, lse = flash_dsa.flash_mla_sparse_fwd(call.q * 2, call.kv, call.indices, 0.1, attn_sink=call.attn_sink)
+    expected = out.float() + lse.unsqueeze(-1).nan_to_num(posinf=0)
+    assert torch.equal(model(call.q, call.kv, call.indices, call.attn_sink), expected)
+    # Another length: dynamic shapes go through the fake kernel.
+    assert model(call.q[:3], call.kv, call.indices[:3], call.attn_sink).shape == (3, 8, 512)
+
+
+def test_compile_sparse_with_out(plain_device: torch.device) -> None:
+    call = sparse_call(plain_device, 5, 60, 8, 20)
+
+    @torch.compile(fullgraph=True)
+    def model(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        flash_dsa.flash_mla_sparse_fwd(q, kv, indices, 0.1, out=out)
+        return out * 2
+
+    out = torch.empty(5, 8, 512, dtype=torch.bfloat16, device=plain_device)
+    expected = flash_dsa.flash_mla_sparse_fwd(call.q, call.kv, call.indices, 0.1)[0]
+    assert torch.equal(model(call.q, call.kv, call.indices, out), expected * 2)
+    assert torch.equal(out, expected)
+
+
+def test_compile_dense(plain_device: torch.device) -> None:
+    call = dense_call(plain_device, [10, 3], [20, 9], 4, 2, (192, 128), causal=True)
+
+    @torch.compile(fullgraph=True)
+    def model(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        out, lse = flash_dsa.flash_attn_varlen_func(q, k, v, a, b, 10, 20, causal=True)
+        return out.float() * lse.unsqueeze(-1).nan_to_num(posinf=0)
+
+    out, lse = call.run()
+    expected = out.float() * lse.unsqueeze(-1).nan_to_num(posinf=0)
+    assert torch.equal(model(call.q, call.k, call.v, call.cu_seqlens_qo, call.cu_seqlens_kv), expected)
+
+
+def test_code_written_for_upstream_runs() -> None:
+    """In a fresh process, with nothing imported but flash_dsa under upstream's name."""
+    code = """
+    import torch
+    import flash_dsa as flash_mla
+    from flash_dsa import _flash_attn_varlen_forward, flash_mla_sparse_fwd
+    q = torch.randn(4, 64, 576).bfloat16(); kv = torch.randn(32, 1, 576).bfloat16()
+    indices = torch.randint(0, 32, (4, 1, 128)).int()
+    out, max_logits, lse = flash_mla.flash_mla_sparse_fwd(q, kv, indices, 576 ** -0.5, d_v=512)
+    assert out.shape == (4, 64, 512) and max_logits.shape == lse.shape == (4, 64)
+    k = torch.randn(8, 64, 576).bfloat16(); v = torch.randn(8, 64, 512).bfloat16()
+    starts = torch.tensor([0, 4]).int(), torch.tensor([0, 8]).int()
+    out, lse = _flash_attn_varlen_forward(q, k, v, *starts, 4, 8, causal=False, softmax_scale=576 ** -0.5)
+    assert out.shape == (4, 64, 512) and lse.shape == (4, 64)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_python_m_flash_dsa_says_what_is_here() -> None:
+    result = subprocess.run([sys.executable, "-m", "flash_dsa"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for word in (flash_dsa.__version__, "targets", flash_dsa.compiled_targets(), "served by cpu", torch.__version__):
+        assert word in result.stdout
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    cpu = torch.device("cpu")
+    sparse, dense = sparse_call(cpu, 9, 300, 20, 90), dense_call(cpu, [60, 7], [80, 9], 4, 2, (192, 128), causal=True)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            results.append((*sparse.run(), *dense.run()))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.gpu
+def test_cuda_graph() -> None:
+    cuda = torch.device("cuda")
+    sparse = sparse_call(cuda, 20, 300, 64, 128, features="sink")
+    dense = dense_call(cuda, [70], [90], 4, 2, (192, 128), causal=True)
+    expected = (*sparse.run(), *dense.run())
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = (*sparse.run(), *dense.run())
+    for tensor in captured:
+        tensor.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    for one, two in zip(expected, captured, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.gpu
+def test_side_stream_is_the_one_used() -> None:
+    """The inputs become right only on the side stream, behind a long wait: a launch elsewhere would read zeros."""
+    cuda = torch.device("cuda")
+    call = sparse_call(cuda, 200, 3000, 64, 512)
+    expected = call.run()
+    q, call.q = call.q, torch.zeros_like(call.q)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        call.q.copy_(q)
+        results = call.run()
+    stream.synchronize()
+    for one, two in zip(expected, results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.gpu
+def test_another_thread() -> None:
+    """A thread whose first CUDA call is ours."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    call = sparse_call(torch.device("cuda"), 20, 300, 64, 128)
+    expected = call.run()
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(call.run).result()
+    for one, two in zip(expected, results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_that_is_not_current() -> None:
+    if torch.cuda.device_count() < 2:
+        # Not a skip: with one GPU there is nothing here that could go wrong.
+        return
+    expected = sparse_call(torch.device("cuda:0"), 20, 300, 64, 128).run()
+    with torch.cuda.device(0):
+        results = sparse_call(torch.device("cuda:1"), 20, 300, 64, 128).run()
+    torch.cuda.synchronize(1)
+    for one, two in zip(expected, results, strict=True):
+        assert two.device.index == 1 and torch.equal(one, two.to("cuda:0"))
