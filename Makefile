@@ -108,6 +108,6 @@ check: env ## style, types, architecture, generated tables
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run -Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(PY) -m pytest tests/test_architecture.py
 	$(PY) -m asv_bench report --check

@@ -148,12 +148,16 @@ def parse_targets(text: str) -> tuple[list[str], list[str] | None]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, *architectures = item.split(":")
         if name not in ("cpu", *GPU_TARGETS):
-            raise BuildError(f"FLASH_DSA_TARGETS names {name!r}: expected auto, all, native, or a comma-separated list "
-                             f"of cpu, {', '.join(GPU_TARGETS)}")
+            raise BuildError(
+                f"FLASH_DSA_TARGETS names {name!r}: expected auto, all, native, or a comma-separated list "
+                f"of cpu, {', '.join(GPU_TARGETS)}"
+            )
         unknown = [a for a in architectures if name != "sm80" or a not in SM80_ARCHITECTURES]
         if unknown:
-            raise BuildError(f"FLASH_DSA_TARGETS asks for {item!r}: architectures go with sm80 and are "
-                             f"{', '.join(SM80_ARCHITECTURES)}")
+            raise BuildError(
+                f"FLASH_DSA_TARGETS asks for {item!r}: architectures go with sm80 and are "
+                f"{', '.join(SM80_ARCHITECTURES)}"
+            )
         if name != "cpu":
             targets.append(name)
         if architectures:
@@ -161,41 +165,46 @@ def parse_targets(text: str) -> tuple[list[str], list[str] | None]:
     return targets, sm80
 
 
-def make_plan(text: str) -> Plan:
-    path = None if text == "cpu" else find_nvcc()
-    optional = text in ("auto", "native")
-    if path is None:
-        wanted = [] if optional else parse_targets("" if text == "all" else text)[0]
-        if wanted or text == "all":
-            raise BuildError(f"FLASH_DSA_TARGETS={text} needs nvcc: set CUDA_HOME, put nvcc on PATH, or "
-                             "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl "
-                             "nvidia-cuda-runtime")
-        if optional:
-            say("no nvcc found (CUDA_HOME, PATH, PyPI packages): building the cpu target alone")
-        return Plan()
+def asked_for(text: str) -> tuple[list[str], list[str] | None, bool]:
+    """GPU targets, architectures for sm80 (None: all), and whether their absence is an error."""
     if text == "native":
         capabilities = local_architectures()
         if not capabilities:
             say("no GPU here: building the cpu target alone")
-            return Plan()
-        targets, architectures = ["sm80"], sorted({serving_architecture(c) for c in capabilities}, key=int)
-    elif text in ("auto", "all"):
-        targets, architectures = list(GPU_TARGETS), None
-    else:
-        targets, architectures = parse_targets(text)
+        return ["sm80"] if capabilities else [], sorted({serving_architecture(c) for c in capabilities}), False
+    if text in ("auto", "all"):
+        return list(GPU_TARGETS), None, text == "all"
+    return *parse_targets(text), True
+
+
+def make_plan(text: str) -> Plan:
+    targets, architectures, insist = asked_for(text)
+    if not targets:
+        return Plan()
+    path = find_nvcc()
+    if path is None and insist:
+        raise BuildError(
+            f"FLASH_DSA_TARGETS={text} needs nvcc: set CUDA_HOME, put nvcc on PATH, or pip install nvidia-cuda-nvcc "
+            "nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl nvidia-cuda-runtime"
+        )
+    if path is None:
+        say("no nvcc found (CUDA_HOME, PATH, PyPI packages): building the cpu target alone")
+        return Plan()
     nvcc = inspect_nvcc(path)
-    with_sources = [name for name in targets if sources_of(name)]
-    for name in targets:
-        if name not in with_sources and text not in ("auto", "all"):
-            say(f"{name} has no kernels yet: skipped")
-    archs = architectures or [a for a in SM80_ARCHITECTURES if a in nvcc.architectures]
-    missing = [a for a in architectures or SM80_ARCHITECTURES if a not in nvcc.architectures]
-    if missing and "sm80" in with_sources:
-        newer = f"{nvcc.path} (release {nvcc.release[0]}.{nvcc.release[1]}) does not compile for sm_{', sm_'.join(missing)}"
+    without_kernels = [name for name in targets if not sources_of(name)]
+    if without_kernels:
+        say(f"no kernels yet for {', '.join(without_kernels)}: sm80 serves those GPUs")
+    targets = [name for name in targets if name not in without_kernels]
+    if "sm80" not in targets:
+        return Plan(["cpu", *targets], [], nvcc)
+    wanted = architectures or list(SM80_ARCHITECTURES)
+    missing = [arch for arch in wanted if arch not in nvcc.architectures]
+    if missing:
+        newer = f"{nvcc.path} {nvcc.release[0]}.{nvcc.release[1]} does not compile for sm_{', sm_'.join(missing)}"
         if architectures:
             raise BuildError(f"{newer}: use a newer one")
         say(f"{newer}: left out")
-    return Plan(["cpu", *with_sources], archs if "sm80" in with_sources else [], nvcc)
+    return Plan(["cpu", *targets], [arch for arch in wanted if arch not in missing], nvcc)
 
 
 def sources_of(target: str) -> list[Path]:
@@ -226,8 +235,10 @@ def torch_flags() -> tuple[list[str], list[str], str]:
         import torch
         from torch.utils import cpp_extension
     except ImportError as error:
-        raise BuildError(f"torch is not importable ({error}): install torch >= 2.10 first and build with "
-                         "`pip install --no-build-isolation .`") from error
+        raise BuildError(
+            f"torch is not importable ({error}): install torch >= 2.10 first and build with "
+            "`pip install --no-build-isolation .`"
+        ) from error
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if release < OLDEST_TORCH:
         raise BuildError(f"torch {torch.__version__} is too old: its stable ABI is needed from 2.10 on")
@@ -274,12 +285,17 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
     if plan.nvcc is not None:
         host.append(f"-isystem{plan.nvcc.root / 'include'}")
         link += [f"-L{plan.nvcc.library_dir}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        # ptxas reports registers and spills on its own lines; they stay in the build's log.
         rules.append(
             f"rule nvcc\n  command = {plan.nvcc.path} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n"
             "  deps = gcc\n  description = nvcc $in"
         )
-        device = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2"]
+        device = [
+            "-std=c++20",
+            "-O3",
+            "--expt-relaxed-constexpr",
+            "-Xcompiler=-fPIC,-fvisibility=hidden",
+            "--threads=2",
+        ]
         for target in plan.targets[1:]:
             gencode = sm80_gencode(plan.sm80) if target == "sm80" else GENCODE[target]
             for source in sources_of(target):
@@ -307,7 +323,9 @@ def ninja_command() -> list[str]:
 
 def git_commit() -> str:
     try:
-        result = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
     except OSError:
         return "unknown"
     return result.stdout.strip() if result.returncode == 0 else "unknown"
@@ -370,7 +388,8 @@ class AnyPythonWheel(bdist_wheel):
         return "py3", "none", sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
-setup(
-    ext_modules=[Extension("flash_dsa.libflash_dsa", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("flash_dsa.libflash_dsa", sources=[])],
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
+    )

@@ -359,9 +359,8 @@ def _accuracy(sweep: Sweep) -> list[str]:
             said.append(f"Largest error of {op} against the fp64 reference, on rows drawn anew: {', '.join(parts)}.")
     wrong = [found for found in sweep.records if (found["error"] or "").startswith("wrong_answer")]
     for found in wrong:
-        said.append(
-            f"{found['implementation']} gave a wrong answer at {found['op']} s_kv {found['s_kv']}; no time is kept."
-        )
+        where = f"{found['op']} at s_kv {found['s_kv']}"
+        said.append(f"{found['implementation']} gave a wrong answer to {where}; no time is kept.")
     return said
 
 

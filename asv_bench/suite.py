@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from asv_bench.cases import Problem, dense_case, sparse_case
 if TYPE_CHECKING:
     from asv_bench.implementations import BoundCall
     from asv_bench.inputs import Inputs
+    from asv_bench.telemetry import Conditions
 
 OURS = "flash_dsa"
 INPUT_SEED = 0  # the same tensors at every commit
@@ -167,10 +168,12 @@ def measure(grid: Grid) -> Cache:
     Raises:
         ImportError: when the library of this commit does not load; asv then marks every point as failed.
     """
+    notebook = Notebook()
     reason = not_here(grid)
     if reason:
+        notebook.write({"grid": grid.device, "error": f"unavailable: {reason}"})
         return {WHOLE_GRID: {"unavailable": reason}}
-    notebook = Notebook(grid.device)
+    notebook.open(grid.device)
     try:
         import flash_dsa  # noqa: F401
     except Exception as error:
@@ -203,18 +206,18 @@ def not_here(grid: Grid) -> str | None:
 
 
 class Notebook:
-    """Telemetry beside asv's results, which have no place for it: one JSON line per measurement.
+    """Telemetry beside asv's results, which have no place for it: one JSON line per measurement."""
 
-    Args:
-        device: whose conditions are read while a burst runs.
-    """
+    def __init__(self) -> None:
+        name = os.environ.get("FLASH_DSA_TELEMETRY")
+        self._path = Path(name) if name else None
+        self.conditions: Callable[[], Conditions] | None = None
 
-    def __init__(self, device: str) -> None:
+    def open(self, device: str) -> None:
+        """Writes down the machine; from now on `conditions` reads the device's, where it has any."""
         from asv_bench import telemetry
 
         self.conditions = telemetry.Gpu().conditions if device == "cuda" else None
-        name = os.environ.get("FLASH_DSA_TELEMETRY")
-        self._path = Path(name) if name else None
         self.write({"machine": telemetry.machine_facts(device)})
 
     def write(self, facts: dict[str, Any]) -> None:

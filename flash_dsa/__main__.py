@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import flash_dsa
+from flash_dsa._build_info import commit, compiler, torch_headers  # written by the build
 from flash_dsa.library import LIBRARY_PATH
 
 
@@ -17,15 +18,13 @@ def _served_by(device: torch.device) -> str:
 
 def main() -> None:
     """Print version, commit, compiled targets, torch, and each device with the target that serves it."""
-    from flash_dsa import _build_info
-
     lines = [
         ("flash_dsa", flash_dsa.__version__),
-        ("commit", _build_info.commit),
+        ("commit", commit),
         ("library", str(LIBRARY_PATH)),
         ("targets", flash_dsa.compiled_targets()),
-        ("compiler", _build_info.compiler),
-        ("torch", f"{torch.__version__} (built against {_build_info.torch_headers})"),
+        ("compiler", compiler),
+        ("torch", f"{torch.__version__} (built against {torch_headers})"),
         ("cpu", f"served by {_served_by(torch.device('cpu'))}"),
     ]
     for index in range(torch.cuda.device_count()):

@@ -18,11 +18,12 @@ STABLE_TORCH_LIBRARY(flash_dsa, m) {
       "SymInt max_seqlen_kv, float softmax_scale, bool causal, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
-#define FLASH_DSA_REGISTER(m)                                     \
+#define FLASH_DSA_REGISTER(m)                                      \
   m.impl("sparse_fwd", TORCH_BOX(&flash_dsa::sparse_fwd));         \
   m.impl("sparse_fwd_out", TORCH_BOX(&flash_dsa::sparse_fwd_out)); \
   m.impl("dense_fwd", TORCH_BOX(&flash_dsa::dense_fwd));           \
   m.impl("dense_fwd_out", TORCH_BOX(&flash_dsa::dense_fwd_out));
 
-STABLE_TORCH_LIBRARY_IMPL(flash_dsa, CPU, m) { FLASH_DSA_REGISTER(m) }
-STABLE_TORCH_LIBRARY_IMPL(flash_dsa, CUDA, m) { FLASH_DSA_REGISTER(m) }
+STABLE_TORCH_LIBRARY_IMPL(flash_dsa, CPU, m){FLASH_DSA_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(flash_dsa, CUDA, m) {
+  FLASH_DSA_REGISTER(m)
+}

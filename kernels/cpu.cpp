@@ -67,7 +67,7 @@ RowTiles::RowTiles(int64_t rows) {
   count = (rows + height - 1) / height;
 }
 
-void for_each_tile(int64_t tiles, const std::function<void(int64_t, CpuScratch&)>& body) {
+void for_each_tile(int64_t tiles, const std::function<void(int64_t, int64_t, CpuScratch&)>& body) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> served{false};
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tiles);
@@ -76,7 +76,12 @@ void for_each_tile(int64_t tiles, const std::function<void(int64_t, CpuScratch&)
     const std::unique_ptr<CpuScratch> scratch(new (std::nothrow) CpuScratch);
     if (scratch == nullptr) return;
     served = true;
-    for (int64_t tile = next++; tile < tiles; tile = next++) body(tile, *scratch);
+    for (int64_t begin = next; begin < tiles; begin = next) {
+      // An eighth of a thread's share of what is left: few enough to end together.
+      const int64_t end = begin + std::max<int64_t>(1, (tiles - begin) / (8 * threads));
+      if (!next.compare_exchange_weak(begin, end)) continue;
+      for (int64_t tile = begin; tile < end; ++tile) body(tile, tile + 1 < end ? tile + 1 : -1, *scratch);
+    }
   });
   if (tiles > 0 && !served) fail("out of memory: no thread got its ", sizeof(CpuScratch), " bytes of scratch");
 }

@@ -29,9 +29,10 @@ struct RowTiles {
   int height;
 };
 
-// Calls body(tile, scratch) for each tile of 0 to tiles - 1 on torch's threads. Threads take the next tile when they have
-// finished one, since tiles differ in their number of keys. `body` must not throw.
-void for_each_tile(int64_t tiles, const std::function<void(int64_t, CpuScratch&)>& body);
+// Calls body(tile, upcoming, scratch) for each tile of 0 to tiles - 1 on torch's threads; upcoming is the tile that the
+// same thread does next, or -1. Threads take runs of tiles, which shorten towards the end, since tiles differ in their
+// number of keys. `body` must not throw.
+void for_each_tile(int64_t tiles, const std::function<void(int64_t, int64_t, CpuScratch&)>& body);
 
 // What becomes of a row after its last block. Natural logarithms.
 struct RowResult {

@@ -36,6 +36,12 @@ struct CpuKeys {
   const void* v[kCpuBlockKeys];  // [count] of [d_v]
 };
 
+// Rows of [d_qk] that are read soon: the engine asks for their cache lines while it multiplies. Hints only.
+struct CpuAhead {
+  int count;
+  const void* row[kCpuTileRows + kCpuBlockKeys];
+};
+
 // Everything a thread needs beside its arguments. A word is 4 bytes: a float, or two neighbouring bfloat16 along the
 // dimension that is summed over. Words are kept as bits, in uint32_t, whatever they hold.
 struct alignas(64) CpuScratch {
@@ -54,7 +60,7 @@ struct CpuEngine {
   // Packs the queries and resets the softmax.
   void (*begin)(const CpuTile& tile, CpuScratch& scratch);
   // Adds one block of keys.
-  void (*block)(const CpuTile& tile, const CpuKeys& keys, CpuScratch& scratch);
+  void (*block)(const CpuTile& tile, const CpuKeys& keys, const CpuAhead& ahead, CpuScratch& scratch);
   // Writes factor[row] times the unnormalised output to out[row]; a factor of 0 writes 0 whatever it multiplies.
   void (*store)(const CpuTile& tile, const float* factor, void* const* out, const CpuScratch& scratch);
 };

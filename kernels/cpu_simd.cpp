@@ -22,11 +22,8 @@ struct bfloat16 {
 // Words of a K or Q row handled before the next: this many of a full tile's Q are 24 KiB, which stay in L1 while every
 // key of the block passes by.
 constexpr int kDepth = 96;
-#ifndef QA
-#define QA 4
-#define KA 4
-#endif
-constexpr int kQueriesAhead=QA, kKeysAhead=KA;
+// Words between two steps of the prefetcher.
+constexpr int kStep = 8;
 constexpr int kPanel = kOutVectors * kLanes;
 
 FLASH_DSA_INLINE int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -55,9 +52,6 @@ void pack_queries(const CpuTile& tile, uint32_t* q) {
   typedef uint16_t HalfQuad __attribute__((vector_size(8)));
   const int rows = padded_rows(tile), words = tile.d_qk / Dot::kPerWord;
   for (int row = 0; row < rows; row += 4) {
-    for (int ahead = row + kQueriesAhead; ahead < row + kQueriesAhead + 4 && ahead < tile.rows; ++ahead) {
-      prefetch(tile.q[ahead], tile.d_qk * int64_t{sizeof(In)});
-    }
     for (int word = 0; word < words; word += 4) {
       Quad in[4];
       unroll<4>([&](auto i) {
@@ -88,10 +82,6 @@ void pack_values(const CpuTile& tile, const CpuKeys& keys, uint32_t* v) {
   for (int word = 0; word < words; ++word) {
     const int key = word * Dot::kPerWord;
     const In* first = static_cast<const In*>(keys.v[key]);
-    for (int ahead = key + kKeysAhead; ahead < key + kKeysAhead + Dot::kPerWord && ahead < keys.count; ++ahead) {
-      prefetch(keys.k[ahead], tile.d_qk * int64_t{sizeof(In)});
-      if (keys.v[ahead] != keys.k[ahead]) prefetch(keys.v[ahead], tile.d_v * int64_t{sizeof(In)});
-    }
     for (int column = 0; column < tile.d_v; column += kLanes) {
       uint32_t* target = v + (column / kPanel * words + word) * kPanel + column % kPanel;
       if constexpr (Dot::kPerWord == 1) {
@@ -106,9 +96,38 @@ void pack_values(const CpuTile& tile, const CpuKeys& keys, uint32_t* v) {
   }
 }
 
+// Spreads the hints evenly over the multiply-adds of a block, which leave the memory ports idle: in bursts, they would
+// wait for each other. The hardware does not see them coming: gathered rows, and the next tile's queries, are short.
+class Prefetcher {
+ public:
+  Prefetcher(const CpuAhead& ahead, int64_t row_bytes, int64_t steps)
+      : row_(ahead.row), end_(ahead.row + ahead.count), row_bytes_(row_bytes) {
+    lines_per_step_ = static_cast<int>((ahead.count * ((row_bytes + kLine - 1) / kLine) + steps - 1) / steps);
+  }
+
+  FLASH_DSA_INLINE void step() {
+    for (int i = 0; i < lines_per_step_ && row_ != end_; ++i) {
+      __builtin_prefetch(static_cast<const char*>(*row_) + offset_, 0, 2);  // into L2: L1 holds the queries
+      offset_ += kLine;
+      if (offset_ < row_bytes_) continue;
+      offset_ = 0;
+      ++row_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const void* const* row_;
+  const void* const* const end_;
+  const int64_t row_bytes_;
+  int64_t offset_ = 0;
+  int lines_per_step_;
+};
+
 // scores[key][row] += K Q^T over `depth` words, of Keys keys and Vectors vectors of rows.
 template <class Dot, int Vectors, int Keys>
-void score_group(const uint32_t* q, int rows, const uint32_t* const* k, int start, int depth, float* scores) {
+void score_group(const uint32_t* q, int rows, const uint32_t* const* k, int start, int depth, float* scores,
+                 Prefetcher& prefetcher) {
   Vec sum[Keys][Vectors];
   const uint32_t* key[Keys];
   unroll<Keys>([&](auto j) {
@@ -118,13 +137,16 @@ void score_group(const uint32_t* q, int rows, const uint32_t* const* k, int star
     });
   });
   q += start * rows;
-  for (int word = 0; word < depth; ++word, q += rows) {
-    UVec query[Vectors];
-    unroll<Vectors>([&](auto i) { query[i.value] = load<UVec>(q + i.value * kLanes); });
-    unroll<Keys>([&](auto j) {
-      const UVec one = splat_word(key[j.value] + word);
-      unroll<Vectors>([&](auto i) { sum[j.value][i.value] = Dot::add(sum[j.value][i.value], query[i.value], one); });
-    });
+  for (int step = 0; step < depth; step += kStep) {
+    prefetcher.step();
+    for (int word = step; word < step + kStep; ++word, q += rows) {
+      UVec query[Vectors];
+      unroll<Vectors>([&](auto i) { query[i.value] = load<UVec>(q + i.value * kLanes); });
+      unroll<Keys>([&](auto j) {
+        const UVec one = splat_word(key[j.value] + word);
+        unroll<Vectors>([&](auto i) { sum[j.value][i.value] = Dot::add(sum[j.value][i.value], query[i.value], one); });
+      });
+    }
   }
   unroll<Keys>([&](auto j) {
     unroll<Vectors>([&](auto i) { store(scores + j.value * rows + i.value * kLanes, sum[j.value][i.value]); });
@@ -133,17 +155,18 @@ void score_group(const uint32_t* q, int rows, const uint32_t* const* k, int star
 
 // The same for all keys of the block and Vectors vectors of rows. Fewer vectors leave registers for more keys.
 template <class Dot, int Vectors>
-void score_rows(const uint32_t* q, int rows, const uint32_t* const* k, int count, int start, int depth, float* scores) {
+void score_rows(const uint32_t* q, int rows, const uint32_t* const* k, int count, int start, int depth, float* scores,
+                Prefetcher& prefetcher) {
   constexpr int kKeys = Vectors == kRowVectors ? kScoreKeys : kNarrowScoreKeys;
   static_assert(kCpuBlockKeys % kKeys == 0);
   for (int key = 0; key < count; key += kKeys) {
-    score_group<Dot, Vectors, kKeys>(q, rows, k + key, start, depth, scores + key * rows);
+    score_group<Dot, Vectors, kKeys>(q, rows, k + key, start, depth, scores + key * rows, prefetcher);
   }
 }
 
 // Raw scores of the block. Keys are padded to a whole group with copies of the first one, whose scores nobody reads.
 template <class In, class Dot>
-void score_block(const CpuTile& tile, const CpuKeys& keys, CpuScratch& scratch) {
+void score_block(const CpuTile& tile, const CpuKeys& keys, const CpuAhead& ahead, CpuScratch& scratch) {
   const int rows = padded_rows(tile), words = tile.d_qk / Dot::kPerWord;
   const uint32_t* k[kCpuBlockKeys];
   for (int key = 0; key < keys.count; ++key) {
@@ -158,16 +181,20 @@ void score_block(const CpuTile& tile, const CpuKeys& keys, CpuScratch& scratch) 
     }
   }
   for (int key = keys.count; key < kCpuBlockKeys; ++key) k[key] = k[0];
+  // No group of keys is longer than 8.
+  Prefetcher prefetcher(ahead, tile.d_qk * int64_t{sizeof(In)}, (keys.count + 7) / 8 * (words / kStep));
   for (int start = 0; start < words; start += kDepth) {
     const int depth = words - start < kDepth ? words - start : kDepth;
     int row = 0;
     for (; row + kRowVectors * kLanes <= rows; row += kRowVectors * kLanes) {
-      score_rows<Dot, kRowVectors>(scratch.q + row, rows, k, keys.count, start, depth, scratch.scores + row);
+      score_rows<Dot, kRowVectors>(scratch.q + row, rows, k, keys.count, start, depth, scratch.scores + row,
+                                   prefetcher);
     }
     const int left = (rows - row) / kLanes;
     unroll<kRowVectors - 1>([&](auto i) {
       if (left != i.value + 1) return;
-      score_rows<Dot, i.value + 1>(scratch.q + row, rows, k, keys.count, start, depth, scratch.scores + row);
+      score_rows<Dot, i.value + 1>(scratch.q + row, rows, k, keys.count, start, depth, scratch.scores + row,
+                                   prefetcher);
     });
   }
 }
@@ -276,9 +303,9 @@ void begin(const CpuTile& tile, CpuScratch& scratch) {
 }
 
 template <class In, class Dot>
-void block(const CpuTile& tile, const CpuKeys& keys, CpuScratch& scratch) {
+void block(const CpuTile& tile, const CpuKeys& keys, const CpuAhead& ahead, CpuScratch& scratch) {
   pack_values<In, Dot>(tile, keys, scratch.v);
-  score_block<In, Dot>(tile, keys, scratch);
+  score_block<In, Dot>(tile, keys, ahead, scratch);
   if (keys.visible != nullptr) hide_scores(tile, keys, scratch.scores);
   softmax_block<Dot>(tile, keys, scratch);
   out_block<Dot>(tile, keys, scratch);

@@ -50,11 +50,6 @@ FLASH_DSA_INLINE void store(void* target, V value) {
   __builtin_memcpy(target, &value, sizeof(V));
 }
 
-// Asks for the cache lines of a row that is read soon. Gathered rows are too short for the hardware to predict.
-FLASH_DSA_INLINE void prefetch(const void* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at);
-}
-
 FLASH_DSA_INLINE Vec splat(float value) { return value - Vec{}; }
 FLASH_DSA_INLINE UVec splat_word(const uint32_t* word) { return load<uint32_t>(word) + UVec{}; }
 FLASH_DSA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }

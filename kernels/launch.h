@@ -13,8 +13,8 @@ inline void check_cuda(cudaError_t status, const char* doing) {
 }
 
 template <class Params>
-void launch(void (*kernel)(Params), const Params& params, dim3 grid, int threads, int shared_bytes,
-            cudaStream_t stream, const char* name) {
+void launch(void (*kernel)(Params), const Params& params, dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+            const char* name) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
   kernel<<<grid, threads, shared_bytes, stream>>>(params);
   check_cuda(cudaGetLastError(), name);

@@ -10,7 +10,7 @@ namespace flash_dsa::sm80 {
 using bf16 = __nv_bfloat16;
 
 constexpr int kWarp = 32;
-constexpr int kChunk = 8;              // bf16 elements of one 16-byte access
+constexpr int kChunk = 8;  // bf16 elements of one 16-byte access
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kInfinity = __builtin_huge_valf();
 
@@ -44,8 +44,8 @@ __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// Copies `kRows` rows of `kColumns` bf16 to a swizzled tile. `number_of(row)` is the number of the row at `base` to copy,
-// or negative for a row of zeros, which reads nothing.
+// Copies `kRows` rows of `kColumns` bf16 to a swizzled tile. `number_of(row)` is the number of the row at `base` to
+// copy, or negative for a row of zeros, which reads nothing.
 template <int kRows, int kColumns, int kThreads, class NumberOf>
 __device__ inline void copy_rows(uint32_t tile, const bf16* base, int64_t stride, NumberOf number_of) {
   constexpr int kChunks = kColumns / kChunk, kPasses = kRows * kChunks / kThreads;

@@ -31,6 +31,16 @@ int device_attribute(cudaDeviceAttr attribute, int index) {
   return value;
 }
 
+// Machine code runs on later minor versions of its major; PTX, kept for 80 and 120, on everything later.
+bool compiled_for(int major, int minor) {
+  std::istringstream archs(FLASH_DSA_SM80_ARCHS);
+  for (int arch; archs >> arch;) {
+    const bool has_ptx = arch == 80 || arch == 120;
+    if (arch <= major * 10 + minor && (arch / 10 == major || has_ptx)) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Target cuda_target(int index) {
@@ -39,6 +49,10 @@ Target cuda_target(int index) {
   if (major < 8) {
     fail(kUnsupported, "cuda:", index, " has compute capability ", major, ".", minor,
          ", the CUDA targets need 8.0 or newer; compiled: ", compiled_targets());
+  }
+  if (!compiled_for(major, minor)) {
+    fail(kUnsupported, "cuda:", index, " has compute capability ", major, ".", minor,
+         ", for which nothing was compiled: ", compiled_targets(), ". Rebuild with FLASH_DSA_TARGETS=auto");
   }
   return Target::kSm80;
 }

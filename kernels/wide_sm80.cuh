@@ -41,12 +41,12 @@ struct WideTile {
   static constexpr int kWarps = 4 * kRowGroups;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kHalfN = kN / 2;
-  static constexpr int kScoreTiles = kHalfN / 8;                     // n8 tiles of S per warp
-  static constexpr int kOutColumns = kValueDim / kWarps;             // of V and out per warp
+  static constexpr int kScoreTiles = kHalfN / 8;          // n8 tiles of S per warp
+  static constexpr int kOutColumns = kValueDim / kWarps;  // of V and out per warp
   static constexpr int kOutTiles = kOutColumns / 8;
   static constexpr int kRowTiles = kM / 16;
-  static constexpr int kKSteps = kDqk / 16 / 2;                      // k16 steps of one half of d_qk
-  static constexpr int kPieceBytes = 16 * kHalfN * 4;                // one warp's share of `swap`
+  static constexpr int kKSteps = kDqk / 16 / 2;        // k16 steps of one half of d_qk
+  static constexpr int kPieceBytes = 16 * kHalfN * 4;  // one warp's share of `swap`
 
   // Byte offsets into dynamic shared memory.
   static constexpr int kQ = 0;
@@ -55,11 +55,11 @@ struct WideTile {
   static constexpr int kWideBytes = kN * kValueDim * 2;
   static constexpr int kRope = kWide + 2 * kWideBytes;
   static constexpr int kSwap = kRope + (kHasRope ? kN * kRopeDim * 2 : 0);
-  static constexpr int kRowMax = kSwap + kM * kN * 4;                // float [2][kM]
-  static constexpr int kRowScale = kRowMax + 2 * kM * 4;             // float [kM]
-  static constexpr int kRowSum = kRowScale + kM * 4;                 // float [2][kM]
-  static constexpr int kIndices = kRowSum + 2 * kM * 4;              // int [2][kN], sparse only
-  static constexpr int kRows = kIndices + 2 * kN * 4;                // TileRows
+  static constexpr int kRowMax = kSwap + kM * kN * 4;     // float [2][kM]
+  static constexpr int kRowScale = kRowMax + 2 * kM * 4;  // float [kM]
+  static constexpr int kRowSum = kRowScale + kM * 4;      // float [2][kM]
+  static constexpr int kIndices = kRowSum + 2 * kM * 4;   // int [2][kN], sparse only
+  static constexpr int kRows = kIndices + 2 * kN * 4;     // TileRows
   static constexpr int kSharedBytes = kRows + 80;
 };
 
@@ -71,7 +71,7 @@ struct TileRows {
   bf16* out;
   int64_t out_stride;
   float* lse;
-  float* max_logits;       // or null
+  float* max_logits;  // or null
   int64_t stats_stride;
   const float* attn_sink;  // per row, or null
 };
@@ -195,7 +195,8 @@ __device__ inline void attend(const TileRows& rows, float scale, unsigned char* 
     // Swap halves of d_qk: this warp keeps row tile k_half, its partner the other.
     const auto piece = [&](int row_tile) {
       return reinterpret_cast<float4*>(shared_memory + Tile::kSwap +
-                                       ((group * 2 + n_half) * 2 + row_tile) * Tile::kPieceBytes) + lane;
+                                       ((group * 2 + n_half) * 2 + row_tile) * Tile::kPieceBytes) +
+             lane;
     };
     // Selected value by value: a reference to either tile would put both into local memory.
     const auto part = [&](int row_tile, int n, int i) { return row_tile ? s[1][n][i] : s[0][n][i]; };
@@ -210,8 +211,8 @@ __device__ inline void attend(const TileRows& rows, float scale, unsigned char* 
 #pragma unroll
     for (int n = 0; n < Tile::kScoreTiles; ++n) {
       const float4 other = piece(k_half)[n * kWarp];
-      const float total[4] = {part(k_half, n, 0) + other.x, part(k_half, n, 1) + other.y,
-                              part(k_half, n, 2) + other.z, part(k_half, n, 3) + other.w};
+      const float total[4] = {part(k_half, n, 0) + other.x, part(k_half, n, 1) + other.y, part(k_half, n, 2) + other.z,
+                              part(k_half, n, 3) + other.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = n_half * Tile::kHalfN + n * 8 + lane % 4 * 2 + i % 2;
@@ -287,8 +288,8 @@ __device__ inline void attend(const TileRows& rows, float scale, unsigned char* 
       }
     };
     const auto load_v = [&](int pair) {
-      load_matrix_x4_transposed(v[pair % 2], advanced(values + v_offset, pair % kPairs * 2) +
-                                                 pair / kPairs * 16 * kValueDim * 2);
+      load_matrix_x4_transposed(v[pair % 2],
+                                advanced(values + v_offset, pair % kPairs * 2) + pair / kPairs * 16 * kValueDim * 2);
     };
     load_p(0);
     load_v(0);

@@ -94,9 +94,7 @@ def sparse_call(
         q = normal((s_q, h_q, d_qk), device, dtype, random)
         kv = normal((s_kv, 1, d_qk), device, dtype, random)
     margin = max(1, s_kv // 8)
-    indices = torch.randint(
-        -margin, s_kv + margin, (s_q, 1, topk), device=device, generator=random, dtype=torch.int32
-    )
+    indices = torch.randint(-margin, s_kv + margin, (s_q, 1, topk), device=device, generator=random, dtype=torch.int32)
     call = SparseCall(q, kv, indices, 3 * d_qk**-0.5)
     if "sink" in features:
         call.attn_sink = torch.randn(h_q, device=device, generator=random)
@@ -134,15 +132,11 @@ class DenseCall:
         )
 
     def expected(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return reference.dense_fwd(
-            self.q, self.k, self.v, self.cu_seqlens_qo, self.cu_seqlens_kv, causal=self.causal
-        )
+        return reference.dense_fwd(self.q, self.k, self.v, self.cu_seqlens_qo, self.cu_seqlens_kv, causal=self.causal)
 
     def check(self) -> None:
         """Run twice; compare with the reference and with the first run."""
-        for name, actual, again, expected in zip(
-            ("out", "lse"), self.run(), self.run(), self.expected(), strict=True
-        ):
+        for name, actual, again, expected in zip(("out", "lse"), self.run(), self.run(), self.expected(), strict=True):
             assert torch.equal(actual, again), f"{name} differs between two runs"
             assert_right("dense_fwd", name, actual, expected)
 

@@ -28,6 +28,9 @@ void check_cu_seqlens(const char* name, const int32_t* cu_seqlens, int batch, in
   }
 }
 
+// Consecutive rows, block after block: the hardware sees them coming.
+constexpr CpuAhead kNoHints = {};
+
 struct Sequence {
   int64_t q_start, q_len, kv_start, kv_len;
 };
@@ -93,7 +96,7 @@ void attend(const DenseFwdParams& params, CpuDtype dtype, const CpuEngine& engin
     for (int row = 0; keys.visible != nullptr && row < rows.count; ++row) {
       visible[row] = static_cast<int>(std::clamp<int64_t>(sees[row] - start, 0, keys.count));
     }
-    engine.block(tile, keys, scratch);
+    engine.block(tile, keys, kNoHints, scratch);
   }
 
   float factor[kCpuTileRows];
@@ -112,7 +115,7 @@ void dense_fwd_cpu(const DenseFwdParams& params, CpuDtype dtype) {
   check_cu_seqlens("cu_seqlens_kv", params.cu_seqlens_kv, params.batch, params.tot_kv, "tot_kv");
   const CpuEngine& engine = cpu_engine(dtype);
   const Schedule schedule(params);
-  for_each_tile(schedule.total(), [&](int64_t taken, CpuScratch& scratch) {
+  for_each_tile(schedule.total(), [&](int64_t taken, int64_t, CpuScratch& scratch) {
     // From the end: when causal, later rows see more keys, and long tiles at the very end would leave threads idle.
     const int64_t tile = schedule.total() - 1 - taken;
     const int64_t i = std::upper_bound(schedule.end.begin(), schedule.end.end(), tile) - schedule.end.begin();

@@ -46,8 +46,8 @@ __device__ inline void load_q_fragment(uint32_t (&a)[4], uint32_t q, int row_til
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 256 / Tile::kThreads) dense_narrow_kernel(
-    const DenseFwdParams params) {
+__global__ void __launch_bounds__(Tile::kThreads, 256 / Tile::kThreads)
+    dense_narrow_kernel(const DenseFwdParams params) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const SequenceTile tile = find_tile<Tile::kM>(params, static_cast<int>(blockIdx.x));
   if (tile.rows <= 0) return;
@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 256 / Tile::kThreads) dense_na
       for (int h = 0; h < 2; ++h) {
         float block_max = -kInfinity;
 #pragma unroll
-        for (int n = 0; n < Tile::kScoreTiles; ++n) block_max = fmaxf(block_max, fmaxf(s[m][n][h * 2], s[m][n][h * 2 + 1]));
+        for (int n = 0; n < Tile::kScoreTiles; ++n)
+          block_max = fmaxf(block_max, fmaxf(s[m][n][h * 2], s[m][n][h * 2 + 1]));
         const float new_max = fmaxf(maximum[m][h], row_max(block_max));
         // A row that has seen nothing keeps -inf; 0 in its place lets exp2(-inf) give the zeros it should.
         const float shift = new_max == -kInfinity ? 0.0f : new_max * scale_log2;

@@ -10,12 +10,12 @@ struct CUstream_st;
 namespace flash_dsa {
 
 struct DenseFwdParams {
-  int batch;               // sequences packed into tot_q and tot_kv
-  int64_t tot_q, tot_kv;   // rows of all sequences
-  int h_q, h_kv;           // h_q is a multiple of h_kv
-  int d_qk, d_v;           // (192, 128), (128, 128) or (576, 512)
-  float softmax_scale;     // > 0 and finite
-  bool causal;             // query i of a sequence sees keys j <= i + s_kv - s_q
+  int batch;              // sequences packed into tot_q and tot_kv
+  int64_t tot_q, tot_kv;  // rows of all sequences
+  int h_q, h_kv;          // h_q is a multiple of h_kv
+  int d_qk, d_v;          // (192, 128), (128, 128) or (576, 512)
+  float softmax_scale;    // > 0 and finite
+  bool causal;            // query i of a sequence sees keys j <= i + s_kv - s_q
 
   // Strides are in elements; the last dimension of q, k, v and out is contiguous.
   const void* q;  // [tot_q, h_q, d_qk]

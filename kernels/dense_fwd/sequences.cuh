@@ -14,7 +14,9 @@ struct SequenceTile {
   int rows;             // queries of this tile, 0 when there is no such tile
 
   // One past the last key that query `row` of the tile sees; may be <= 0.
-  __device__ int keys_seen(int row, bool causal) const { return causal ? min(s_kv, start + row + 1 + s_kv - s_q) : s_kv; }
+  __device__ int keys_seen(int row, bool causal) const {
+    return causal ? min(s_kv, start + row + 1 + s_kv - s_q) : s_kv;
+  }
 
   __device__ int blocks(int block_keys, bool causal) const {
     return (max(keys_seen(rows - 1, causal), 0) + block_keys - 1) / block_keys;

@@ -35,14 +35,7 @@ void launch_wide(const DenseFwdParams& params, int shared_memory, CUstream_st* s
 
 template <int kDqk>
 void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
-#if NARROW == 1
-#define NN 2, 4, 32
-#elif NARROW == 2
-#define NN 2, 4, 64
-#else
-#define NN 1, 8, 64
-#endif
-  using Tile = sm80::NarrowTile<kDqk, NN>;  // 80 KiB at most: every family
+  using Tile = sm80::NarrowTile<kDqk, 1, 8, 64>;  // 80 KiB at most: every family
   launch_tile<Tile>(sm80::dense_narrow_kernel<Tile>, params, stream);
 }
 

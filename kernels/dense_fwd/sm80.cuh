@@ -17,7 +17,10 @@ class SequentialKeys {
  public:
   __device__ SequentialKeys(const DenseFwdParams& params, const SequenceTile& tile, int head,
                             unsigned char* shared_memory)
-      : tile_(tile), causal_(params.causal), k_stride_(params.k_stride_s), v_stride_(params.v_stride_s),
+      : tile_(tile),
+        causal_(params.causal),
+        k_stride_(params.k_stride_s),
+        v_stride_(params.v_stride_s),
         shared_(shared_address(shared_memory)) {
     const int kv_head = head / (params.h_q / params.h_kv);
     k_ = static_cast<const bf16*>(params.k) + tile.first_key * k_stride_ + kv_head * params.k_stride_h;
@@ -34,7 +37,8 @@ class SequentialKeys {
   }
 
   __device__ void at_top(int block) {
-    copy_rows<Tile::kN, kValueDim, Tile::kThreads>(shared_ + Tile::kWide + Tile::kWideBytes, v_, v_stride_, number(block));
+    copy_rows<Tile::kN, kValueDim, Tile::kThreads>(shared_ + Tile::kWide + Tile::kWideBytes, v_, v_stride_,
+                                                   number(block));
     copy_async_commit();
   }
 

@@ -14,8 +14,8 @@ void launch_tile(const SparseFwdParams& params, CUstream_st* stream) {
     throw std::runtime_error("sparse_fwd: `q` expected s_q * h_q / " + std::to_string(Tile::kM) +
                              " of at most 2^31 - 1, got s_q = " + std::to_string(params.s_q));
   }
-  launch(sm80::sparse_fwd_kernel<Tile>, params, dim3(static_cast<unsigned>(blocks)), Tile::kThreads,
-         Tile::kSharedBytes, stream, "sparse_fwd sm80");
+  launch(sm80::sparse_fwd_kernel<Tile>, params, dim3(static_cast<unsigned>(blocks)), Tile::kThreads, Tile::kSharedBytes,
+         stream, "sparse_fwd sm80");
 }
 
 // Widest tile that fits: 64 heads share one gather, 64 keys share one pass over Q.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -247,10 +246,3 @@ def test_sidecar_beside_the_results_is_not_taken_for_a_result(history: History) 
     for command in (["publish", "--no-pull"], ["show", "--machine", MACHINE]):
         done = history.asv(*command)
         assert done.returncode == 0 and "telemetry" not in done.stdout + done.stderr
-
-
-def test_continuous_builds_both_commits_with_our_commands(history: History, tmp_path: Path) -> None:
-    """The environment asv makes for itself: the commands of asv.conf.json, on a library of one file."""
-    pytest.importorskip("virtualenv", reason="virtualenv is not installed")
-    shutil.copytree(history.root, tmp_path / "repo", symlinks=True)
-    # Filled in with asv.conf.json.

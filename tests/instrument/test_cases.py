@@ -7,36 +7,60 @@ import itertools
 
 import pytest
 import torch
+
 from asv_bench import cases, inputs
 from asv_bench.cases import Problem
 
 # Ids are only ever added: this list may grow at its end and never change.
-PUBLISHED = """
-sparse-q1024-kv4096-k512-h128-d576-seed dense-q1024-kv4096-h128x128-d576x512-full
-sparse-q2048-kv8192-k1024-h128-d576-seed dense-q2048-kv8192-h128x128-d576x512-full
-sparse-q4096-kv16384-k2048-h128-d576-seed dense-q4096-kv16384-h128x128-d576x512-full
-sparse-q4096-kv32768-k2048-h128-d576-seed dense-q4096-kv32768-h128x128-d576x512-full
-sparse-q4096-kv65536-k2048-h128-d576-seed dense-q4096-kv65536-h128x128-d576x512-full
-sparse-q4096-kv131072-k2048-h128-d576-seed dense-q4096-kv131072-h128x128-d576x512-full
-sparse-q32-kv512-k64-h16-d576-seed dense-q32-kv512-h16x16-d576x512-full
-sparse-q32-kv1024-k128-h16-d576-seed dense-q32-kv1024-h16x16-d576x512-full
-sparse-q32-kv2048-k256-h16-d576-seed dense-q32-kv2048-h16x16-d576x512-full
-sparse-q32-kv4096-k256-h16-d576-seed dense-q32-kv4096-h16x16-d576x512-full
-sparse-q32-kv8192-k256-h16-d576-seed dense-q32-kv8192-h16x16-d576x512-full
-sparse-q32-kv16384-k256-h16-d576-seed dense-q32-kv16384-h16x16-d576x512-full
-dense-q4096-kv4096-h128x128-d192x128-causal dense-q8192-kv8192-h128x128-d192x128-causal
-dense-q16384-kv16384-h128x128-d192x128-causal dense-q4096-kv16384-h128x128-d192x128-full
-dense-q4096-kv65536-h128x128-d192x128-full dense-q8192-kv8192-h128x128-d128x128-causal
-dense-q16384-kv16384-h128x128-d128x128-causal dense-q4096-kv16384-h128x128-d128x128-full
-dense-q4096-kv16384-h128x1-d576x512-full dense-q4096-kv65536-h128x1-d576x512-full
-dense-q4096-kv4096-h128x1-d576x512-causal
-sparse-q4096-kv8192-k2048-h128-d576-uniform sparse-q4096-kv32768-k2048-h128-d576-uniform
-sparse-q4096-kv65536-k2048-h128-d576-uniform sparse-q4096-kv131072-k2048-h128-d576-uniform
-sparse-q4096-kv8192-k512-h64-d512-uniform sparse-q4096-kv65536-k512-h64-d512-uniform
-sparse-q4096-kv8192-k1024-h128-d512-uniform sparse-q4096-kv65536-k1024-h128-d512-uniform
-sparse-q4096-kv65536-k2048-h64-d576-seed sparse-q4096-kv65536-k2048-h128-d576-seed-attn_sink
-sparse-q4096-kv4096-k2048-h128-d576-causal_prompt sparse-q4096-kv4096-k2048-h128-d576-causal_prompt-topk_length
-""".split()
+PUBLISHED = [
+    "sparse-q1024-kv4096-k512-h128-d576-seed",
+    "dense-q1024-kv4096-h128x128-d576x512-full",
+    "sparse-q2048-kv8192-k1024-h128-d576-seed",
+    "dense-q2048-kv8192-h128x128-d576x512-full",
+    "sparse-q4096-kv16384-k2048-h128-d576-seed",
+    "dense-q4096-kv16384-h128x128-d576x512-full",
+    "sparse-q4096-kv32768-k2048-h128-d576-seed",
+    "dense-q4096-kv32768-h128x128-d576x512-full",
+    "sparse-q4096-kv65536-k2048-h128-d576-seed",
+    "dense-q4096-kv65536-h128x128-d576x512-full",
+    "sparse-q4096-kv131072-k2048-h128-d576-seed",
+    "dense-q4096-kv131072-h128x128-d576x512-full",
+    "sparse-q32-kv512-k64-h16-d576-seed",
+    "dense-q32-kv512-h16x16-d576x512-full",
+    "sparse-q32-kv1024-k128-h16-d576-seed",
+    "dense-q32-kv1024-h16x16-d576x512-full",
+    "sparse-q32-kv2048-k256-h16-d576-seed",
+    "dense-q32-kv2048-h16x16-d576x512-full",
+    "sparse-q32-kv4096-k256-h16-d576-seed",
+    "dense-q32-kv4096-h16x16-d576x512-full",
+    "sparse-q32-kv8192-k256-h16-d576-seed",
+    "dense-q32-kv8192-h16x16-d576x512-full",
+    "sparse-q32-kv16384-k256-h16-d576-seed",
+    "dense-q32-kv16384-h16x16-d576x512-full",
+    "dense-q4096-kv4096-h128x128-d192x128-causal",
+    "dense-q8192-kv8192-h128x128-d192x128-causal",
+    "dense-q16384-kv16384-h128x128-d192x128-causal",
+    "dense-q4096-kv16384-h128x128-d192x128-full",
+    "dense-q4096-kv65536-h128x128-d192x128-full",
+    "dense-q8192-kv8192-h128x128-d128x128-causal",
+    "dense-q16384-kv16384-h128x128-d128x128-causal",
+    "dense-q4096-kv16384-h128x128-d128x128-full",
+    "dense-q4096-kv16384-h128x1-d576x512-full",
+    "dense-q4096-kv65536-h128x1-d576x512-full",
+    "dense-q4096-kv4096-h128x1-d576x512-causal",
+    "sparse-q4096-kv8192-k2048-h128-d576-uniform",
+    "sparse-q4096-kv32768-k2048-h128-d576-uniform",
+    "sparse-q4096-kv65536-k2048-h128-d576-uniform",
+    "sparse-q4096-kv131072-k2048-h128-d576-uniform",
+    "sparse-q4096-kv8192-k512-h64-d512-uniform",
+    "sparse-q4096-kv65536-k512-h64-d512-uniform",
+    "sparse-q4096-kv8192-k1024-h128-d512-uniform",
+    "sparse-q4096-kv65536-k1024-h128-d512-uniform",
+    "sparse-q4096-kv65536-k2048-h64-d576-seed",
+    "sparse-q4096-kv65536-k2048-h128-d576-seed-attn_sink",
+    "sparse-q4096-kv4096-k2048-h128-d576-causal_prompt",
+    "sparse-q4096-kv4096-k2048-h128-d576-causal_prompt-topk_length",
+]
 
 TINY = Problem("sparse_fwd", 8, 64, 4, 1, 576, 512, topk=16, indices="seed")
 

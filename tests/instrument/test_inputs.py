@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from asv_bench import cases, inputs
 from asv_bench.cases import Problem
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def sparse(s_q: int, s_kv: int, topk: int, indices: str, features: str = "none") -> Problem:

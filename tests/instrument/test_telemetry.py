@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from asv_bench import sampling, telemetry
 
 
@@ -80,7 +81,9 @@ def test_an_older_driver_names_the_reasons_otherwise(gpu_with: Any) -> None:
         raise AttributeError("nvmlDeviceGetCurrentClocksEventReasons")
 
     old = {"nvmlDeviceGetCurrentClocksEventReasons": missing}
-    assert gpu_with(**old, nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: 0x8).conditions().reasons == ("hw_slowdown",)
+    assert gpu_with(**old, nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: 0x8).conditions().reasons == (
+        "hw_slowdown",
+    )
     assert gpu_with(**old).conditions().power_capped is None
 
 

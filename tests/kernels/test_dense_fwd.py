@@ -167,9 +167,7 @@ def test_offsets_past_two_to_the_31_elements(head_dims: tuple[int, int]) -> None
 @pytest.mark.gpu
 @pytest.mark.parametrize("head_dims", HEAD_DIMS)
 def test_long_ragged_batches(head_dims: tuple[int, int]) -> None:
-    call = dense_call(
-        torch.device("cuda"), [3000, 1, 0, 700], [5000, 4097, 300, 700], 2, 1, head_dims, causal=True
-    )
+    call = dense_call(torch.device("cuda"), [3000, 1, 0, 700], [5000, 4097, 300, 700], 2, 1, head_dims, causal=True)
     call.check()
 
 

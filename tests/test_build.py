@@ -1,0 +1,234 @@
+"""setup.py: what it builds, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What nvcc prints, as far as setup.py reads it.
+NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release {release}, V{release}.1" ;;
+  *--dryrun*) echo "#$ TOP={root}" >&2 ;;
+  *--list-gpu-code*) printf 'sm_80\\nsm_90\\nsm_90a\\n{more}' ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("flash_dsa_setup", ROOT / "setup.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["flash_dsa_setup"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_nvcc(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def toolkit(folder: Path, release: str = "13.0", more: str = "sm_100\\nsm_120\\n") -> Path:
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC.format(release=release, root=folder, more=more))
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def test_without_nvcc_the_cpu_is_built_and_one_line_says_so(
+    build: ModuleType, no_nvcc: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build.make_plan("auto").targets == ["cpu"]
+    assert capsys.readouterr().err.splitlines() == [
+        "flash_dsa: no nvcc found (CUDA_HOME, PATH, PyPI packages): building the cpu target alone"
+    ]
+
+
+@pytest.mark.parametrize("text", ["all", "sm80", "cpu,sm80:90"])
+def test_without_nvcc_a_gpu_target_asked_for_is_an_error(build: ModuleType, no_nvcc: None, text: str) -> None:
+    with pytest.raises(SystemExit, match=f"FLASH_DSA_TARGETS={text} needs nvcc.*pip install nvidia-cuda-nvcc"):
+        build.make_plan(text)
+
+
+def test_nvcc_is_found_by_cuda_home_path_and_package(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, on_path, package = (toolkit(tmp_path / name) for name in ("home", "path", "nvidia/cu13"))
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr(shutil, "which", lambda name: str(on_path / "bin" / name))
+    assert build.find_nvcc() == str(home / "bin" / "nvcc")
+    monkeypatch.delenv("CUDA_HOME")
+    assert build.find_nvcc() == str(on_path / "bin" / "nvcc")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    found = build.find_nvcc()
+    assert found == str(package / "bin" / "nvcc")
+    assert build.inspect_nvcc(found).root == package
+
+
+def test_cuda_home_without_nvcc_is_an_error(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"CUDA_HOME={tmp_path} holds no bin/nvcc"):
+        build.make_plan("auto")
+
+
+def test_all_architectures_by_default(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path)))
+    plan = build.make_plan("auto")
+    assert plan.targets == ["cpu", "sm80"] and plan.sm80 == ["80", "90", "100", "120"]
+    assert "-gencode=arch=compute_80,code=[sm_80,compute_80]" in build.sm80_gencode(plan.sm80)
+    assert "-gencode=arch=compute_100,code=[sm_100]" in build.sm80_gencode(plan.sm80)
+
+
+def test_an_older_nvcc_leaves_out_what_it_cannot_do(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path, "12.4", more="")))
+    assert build.make_plan("auto").sm80 == ["80", "90"]
+    assert "12.4 does not compile for sm_100, sm_120: left out" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="does not compile for sm_120: use a newer one"):
+        build.make_plan("sm80:120")
+
+
+def test_an_nvcc_that_is_too_old_is_an_error(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path, "11.8")))
+    with pytest.raises(SystemExit, match=r"release 11\.8: 12\.4 or newer is needed"):
+        build.make_plan("auto")
+
+
+def test_a_broken_nvcc_is_an_error(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nvcc = toolkit(tmp_path) / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho broken toolkit >&2; exit 1\n")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"(?s)nvcc --version failed.*broken toolkit"):
+        build.make_plan("auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sm75", "names 'sm75': expected auto, all, native"),
+        ("sm80:75", "asks for 'sm80:75': architectures go with sm80 and are 80, 90, 100, 120"),
+        ("cpu:90", "asks for 'cpu:90'"),
+    ],
+)
+def test_targets_that_do_not_exist(build: ModuleType, text: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        build.make_plan(text)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [("80", "80"), ("86", "80"), ("89", "80"), ("90", "90"), ("103", "100"), ("121", "120")],
+)
+def test_native_compiles_what_serves_the_gpu(build: ModuleType, capability: str, architecture: str) -> None:
+    assert build.serving_architecture(capability) == architecture
+
+
+def test_native_without_a_gpu_is_the_cpu(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert build.make_plan("native").targets == ["cpu"]
+    assert "no GPU here" in capsys.readouterr().err
+
+
+def test_a_torch_that_is_too_old(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(SystemExit, match=r"torch 2\.9\.1\+cu128 is too old: its stable ABI is needed from 2\.10 on"):
+        build.torch_flags()
+
+
+def test_no_torch(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match=r"install torch >= 2\.10 first .*--no-build-isolation"):
+        build.torch_flags()
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "riscv64")])
+def test_other_platforms(build: ModuleType, monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(SystemExit, match=f"{system} on {machine} is not supported"):
+        build.check_platform()
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_a_broken_compiler(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(SystemExit, match=f"{compiler}.*does the C\\+\\+ compiler work"):
+        build.cxx_compiler(tmp_path)
+
+
+def test_each_source_is_compiled_for_its_own_target_alone(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path)))
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libcudart_static.a").touch()
+    plan = build.make_plan("all")
+    monkeypatch.setattr(build.Plan, "folder", tmp_path)
+    rules = build.ninja_file(plan, [], []).split("\n\n")
+    device = [rule for rule in rules if ": nvcc " in rule]
+    assert len(device) == 2 and all("sm80.cu" in rule and "sm_90a" not in rule for rule in device)
+    host = [rule for rule in rules if ": cxx " in rule]
+    assert not any("march=native" in rule for rule in rules)
+    wide = [rule for rule in host if "-mavx512f" in rule]
+    assert wide and all("cpu_simd.cpp" in rule for rule in wide), "only the SIMD source may need more than the baseline"
+
+
+@pytest.mark.slow
+def test_a_rebuild_touches_only_what_changed(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns("build", ".git", ".venv", ".asv", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    environment = {**os.environ, "FLASH_DSA_TARGETS": "cpu"}
+
+    def compiled() -> list[str]:
+        result = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return [line for line in result.stdout.splitlines() if "] c++ " in line or "] link " in line]
+
+    assert any("dense_fwd/op.cpp" in line for line in compiled())
+    assert compiled() == []
+    time.sleep(1.1)  # for file systems that keep whole seconds
+    (tree / "kernels" / "dense_fwd" / "op.cpp").touch()
+    again = compiled()
+    assert len(again) == 2 and "dense_fwd/op.cpp" in again[0] and "link" in again[1]
+    (tree / "kernels" / "dense_fwd" / "op.cpp").write_text("#error planted\n")
+    broken = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert broken.returncode != 0 and "planted" in broken.stdout
+    assert "the build failed: the compiler's message is above" in broken.stderr
