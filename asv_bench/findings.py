@@ -369,9 +369,7 @@ def _coverage(sweep: Sweep) -> list[str]:
     if not total:
         return []
     numbers = sum(has_number(found) for found in sweep.records)
-    return (
-        [f"{numbers} of {total} combinations have a number; the others are listed with their reason."] if total else []
-    )
+    return [f"{numbers} of {total} combinations have a number; the others are listed with their reason."]
 
 
 def _against(what: str, rival: str, values: Sequence[float]) -> str:

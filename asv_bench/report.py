@@ -44,13 +44,23 @@ def console(sweep: Sweep) -> str:
     return "\n\n".join([*parts, *([failures.text()] if failures.rows else [])])
 
 
+def read(folder: Path) -> Sweep:
+    """The sweep of a folder, under the machine's name that its records hold.
+
+    Raises:
+        record.Unreadable: when there are no records to read.
+    """
+    records = record.load(folder)
+    return Sweep(Sweep(folder.name, records).newest("machine") or folder.name, records)
+
+
 def write(folder: Path) -> Sweep:
     """Makes a machine's rendered files again from its sweep.json.
 
     Raises:
         record.Unreadable: when there are no records to read.
     """
-    sweep = Sweep(folder.name, record.load(folder))
+    sweep = read(folder)
     _update({folder / name: content for name, content in render(sweep).items()})
     return sweep
 
@@ -73,7 +83,7 @@ def regenerate(root: Path = record.ROOT, sweeps: Path | None = None, check: bool
         folder = path.parent
         if check and folder.name.startswith("local-"):
             continue
-        sweep = machines[folder.name] = Sweep(folder.name, record.load(folder))
+        sweep = machines[folder.name] = read(folder)
         outputs |= {folder / name: content for name, content in render(sweep, draw=not check).items()}
     for page in _pages(root):
         outputs[page] = fill(page.read_text(encoding="utf-8"), machines, str(page))

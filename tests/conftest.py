@@ -61,7 +61,13 @@ def reason_of(report: pytest.TestReport) -> str:
     return str(text).removeprefix("Skipped: ")
 
 
+def skip_reasons(terminalreporter: pytest.TerminalReporter) -> dict[str, int]:
+    return dict(sorted(Counter(reason_of(report) for report in terminalreporter.getreports("skipped")).items()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason, number in skip_reasons(terminalreporter).items():
+        terminalreporter.write_line(f"skipped {number}: {reason}")
     path = os.environ.get("JUNIT_SUMMARY")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +85,7 @@ def summary(terminalreporter: pytest.TerminalReporter) -> str:
     lines += ["", f"| folder | {' | '.join(counts)} |", "|---|" + "---|" * len(counts)]
     for folder in sorted({folder for folder, _ in folders}):
         lines.append(f"| {folder} | {' | '.join(str(folders[folder, outcome]) for outcome in counts)} |")
-    skips = Counter(reason_of(report) for report in reports["skipped"])
-    lines += ["", *(f"- skipped {number}: {reason}" for reason, number in sorted(skips.items()))] if skips else []
+    lines += ["", *(f"- skipped {number}: {reason}" for reason, number in skip_reasons(terminalreporter).items())]
     lines += [f"- {outcome}: {report.nodeid}" for outcome in ("failed", "error") for report in reports[outcome]]
     return "\n".join(lines) + "\n"
 
