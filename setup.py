@@ -222,7 +222,7 @@ def sm80_gencode(architectures: list[str]) -> list[str]:
 # The SIMD source is compiled once per level and chosen at run time, so what is shipped runs on any x86-64.
 CPU_LEVELS = {
     "generic": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
     "avx512_bf16": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"],
 }

@@ -6,7 +6,7 @@ import torch
 
 import flash_dsa
 from flash_dsa._build_info import commit, compiler, torch_headers  # written by the build
-from flash_dsa.library import LIBRARY_PATH
+from flash_dsa.library import LIBRARY_PATH, cpu_level
 
 
 def _served_by(device: torch.device) -> str:
@@ -25,7 +25,7 @@ def main() -> None:
         ("targets", flash_dsa.compiled_targets()),
         ("compiler", compiler),
         ("torch", f"{torch.__version__} (built against {torch_headers})"),
-        ("cpu", f"served by {_served_by(torch.device('cpu'))}"),
+        ("cpu", f"served by cpu, SIMD level {cpu_level()}"),
     ]
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)

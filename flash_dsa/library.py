@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,13 +22,26 @@ def _load(path: Path) -> ctypes.CDLL:
             "installed flash_dsa"
         )
     torch.ops.load_library(str(path))
-    library = ctypes.CDLL(str(path))
-    library.flash_dsa_target_of.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-    library.flash_dsa_compiled_targets.restype = ctypes.c_char_p
-    return library
+    return ctypes.CDLL(str(path))
 
 
 _library = _load(LIBRARY_PATH)
+
+
+def _ask(question: Callable[..., int], *arguments: object) -> str:
+    """The text that a C function of the library answers with.
+
+    Raises:
+        NotImplementedError, RuntimeError: with the reason, when it has none.
+    """
+    text = ctypes.create_string_buffer(1024)
+    status = question(*arguments, text, len(text))
+    answer = text.value.decode()
+    if status == 0:
+        return answer
+    if answer.startswith(UNSUPPORTED):
+        raise NotImplementedError(answer.removeprefix(UNSUPPORTED))
+    raise RuntimeError(answer)
 
 
 def compiled_targets() -> str:
@@ -36,8 +50,19 @@ def compiled_targets() -> str:
     Returns:
         For example ``"cpu, sm80 (80 90 100 120)"``.
     """
-    text: bytes = _library.flash_dsa_compiled_targets()
-    return text.decode()
+    return _ask(_library.flash_dsa_compiled_targets)
+
+
+def cpu_level() -> str:
+    """Name the SIMD level that the cpu target uses in this process.
+
+    Returns:
+        ``"generic"``, ``"avx2"``, ``"avx512"`` or ``"avx512_bf16"``.
+
+    Raises:
+        RuntimeError: FLASH_DSA_CPU_LEVEL names no level, or one that this CPU lacks.
+    """
+    return _ask(_library.flash_dsa_cpu_level)
 
 
 def target_of(device: torch.device | str) -> str:
@@ -54,12 +79,7 @@ def target_of(device: torch.device | str) -> str:
     """
     device = torch.device(device)
     if device.type == "cpu":
-        index = -1
-    elif device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-    else:
+        return "cpu"
+    if device.type != "cuda":
         raise NotImplementedError(f"no target serves {device.type} devices; compiled: {compiled_targets()}")
-    text = ctypes.create_string_buffer(512)
-    if _library.flash_dsa_target_of(index, text, len(text)) != 0:
-        raise NotImplementedError(text.value.decode().removeprefix(UNSUPPORTED))
-    return text.value.decode()
+    return _ask(_library.flash_dsa_cuda_target, torch.cuda.current_device() if device.index is None else device.index)

@@ -22,9 +22,9 @@ constexpr int kCpuMaxVDim = 512;
 
 // Query rows that see the same KV rows: heads of one query, or consecutive queries of one KV head.
 struct CpuTile {
-  int rows;        // 1 to kCpuTileRows
-  int d_qk, d_v;   // multiples of 64, at most kCpuMaxQkDim and kCpuMaxVDim
-  float scale;     // of the scores
+  int rows;                     // 1 to kCpuTileRows
+  int d_qk, d_v;                // multiples of 64, at most kCpuMaxQkDim and kCpuMaxVDim
+  float scale;                  // of the scores
   const void* q[kCpuTileRows];  // [rows] of [d_qk]
 };
 
@@ -45,15 +45,15 @@ struct CpuAhead {
 // Everything a thread needs beside its arguments. A word is 4 bytes: a float, or two neighbouring bfloat16 along the
 // dimension that is summed over. Words are kept as bits, in uint32_t, whatever they hold.
 struct alignas(64) CpuScratch {
-  uint32_t q[kCpuMaxQkDim * kCpuTileRows];           // 144 KiB  [word of d_qk][row]: query words, transposed
-  uint32_t k[kCpuBlockKeys * kCpuMaxQkDim];          // 216 KiB  [key][word of d_qk]: only where K must be widened
-  uint32_t v[kCpuBlockKeys * kCpuMaxVDim];           // 192 KiB  [panel of columns][word of keys][column]
-  float scores[kCpuBlockKeys * kCpuTileRows];        //  24 KiB  [key][row], then the weights as words in its place
-  float out[kCpuTileRows * kCpuMaxVDim];             // 128 KiB  [row][d_v], unnormalised
-  float row_max[kCpuTileRows];                       // largest scaled score so far, -inf before the first
-  float row_sum[kCpuTileRows];                       // sum of exp(score - row_max)
-  float rescale[kCpuTileRows];                       // exp(old row_max - new row_max) of the current block
-  bool empty;                                        // no block yet: `out` is not initialised
+  uint32_t q[kCpuMaxQkDim * kCpuTileRows];     // 144 KiB  [word of d_qk][row]: query words, transposed
+  uint32_t k[kCpuBlockKeys * kCpuMaxQkDim];    // 216 KiB  [key][word of d_qk]: only where K must be widened
+  uint32_t v[kCpuBlockKeys * kCpuMaxVDim];     // 192 KiB  [panel of columns][word of keys][column]
+  float scores[kCpuBlockKeys * kCpuTileRows];  //  24 KiB  [key][row], then the weights as words in its place
+  float out[kCpuTileRows * kCpuMaxVDim];       // 128 KiB  [row][d_v], unnormalised
+  float row_max[kCpuTileRows];                 // largest scaled score so far, -inf before the first
+  float row_sum[kCpuTileRows];                 // sum of exp(score - row_max)
+  float rescale[kCpuTileRows];                 // exp(old row_max - new row_max) of the current block
+  bool empty;                                  // no block yet: `out` is not initialised
 };
 
 struct CpuEngine {

@@ -22,8 +22,10 @@ struct bfloat16 {
 // Words of a K or Q row handled before the next: this many of a full tile's Q are 24 KiB, which stay in L1 while every
 // key of the block passes by.
 constexpr int kDepth = 96;
-// Words between two steps of the prefetcher.
+// Words between two steps of the prefetcher; divides every depth, since d_qk is a multiple of 64.
 constexpr int kStep = 8;
+static_assert(kDepth % kStep == 0);
+// Columns of V packed together.
 constexpr int kPanel = kOutVectors * kLanes;
 
 FLASH_DSA_INLINE int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -63,8 +65,10 @@ void pack_queries(const CpuTile& tile, uint32_t* q) {
         }
         if (row + i.value >= tile.rows) in[i.value] = Quad{};
       });
-      const Quad a = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5), b = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
-      const Quad c = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7), d = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+      const Quad a = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
+                 b = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
+      const Quad c = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7),
+                 d = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
       uint32_t* target = q + word * rows + row;
       store(target, __builtin_shufflevector(a, b, 0, 1, 4, 5));
       store(target + rows, __builtin_shufflevector(a, b, 2, 3, 6, 7));
@@ -74,8 +78,8 @@ void pack_queries(const CpuTile& tile, uint32_t* q) {
   }
 }
 
-// Values as [panel][word of keys][column of panel]. Panels keep what one micro-kernel reads contiguous: rows lie a power
-// of two apart where there are many heads, and would fall on the same few cache lines.
+// Values as [panel][word of keys][column of panel]. Panels keep what one micro-kernel reads contiguous: rows lie a
+// power of two apart where there are many heads, and would fall on the same few cache lines.
 template <class In, class Dot>
 void pack_values(const CpuTile& tile, const CpuKeys& keys, uint32_t* v) {
   const int words = round_up(keys.count, Dot::kPerWord) / Dot::kPerWord;
@@ -181,7 +185,7 @@ void score_block(const CpuTile& tile, const CpuKeys& keys, const CpuAhead& ahead
     }
   }
   for (int key = keys.count; key < kCpuBlockKeys; ++key) k[key] = k[0];
-  // No group of keys is longer than 8.
+  // Groups of keys are no longer than 8, so there are at least this many steps.
   Prefetcher prefetcher(ahead, tile.d_qk * int64_t{sizeof(In)}, (keys.count + 7) / 8 * (words / kStep));
   for (int start = 0; start < words; start += kDepth) {
     const int depth = words - start < kDepth ? words - start : kDepth;
@@ -190,6 +194,7 @@ void score_block(const CpuTile& tile, const CpuKeys& keys, const CpuAhead& ahead
       score_rows<Dot, kRowVectors>(scratch.q + row, rows, k, keys.count, start, depth, scratch.scores + row,
                                    prefetcher);
     }
+    // The vectors left over; each number of them is a micro-kernel of its own.
     const int left = (rows - row) / kLanes;
     unroll<kRowVectors - 1>([&](auto i) {
       if (left != i.value + 1) return;
@@ -264,7 +269,8 @@ void out_group(const uint32_t* weights, int rows, const uint32_t* v, int words, 
     unroll<kOutVectors>([&](auto i) { value[i.value] = load<UVec>(v + i.value * kLanes); });
     unroll<Rows>([&](auto j) {
       const UVec one = splat_word(weights + j.value);
-      unroll<kOutVectors>([&](auto i) { sum[j.value][i.value] = Dot::add(sum[j.value][i.value], value[i.value], one); });
+      unroll<kOutVectors>(
+          [&](auto i) { sum[j.value][i.value] = Dot::add(sum[j.value][i.value], value[i.value], one); });
     });
   }
   unroll<Rows>([&](auto j) {
@@ -337,7 +343,7 @@ constexpr CpuEngine kEngine = {begin<In, Dot>, block<In, Dot>, store_rows<In>};
 
 }  // namespace
 
-const CpuLevel FLASH_DSA_PASTE(cpu_level_, FLASH_DSA_CPU_LEVEL) = {
-    FLASH_DSA_STRING(FLASH_DSA_CPU_LEVEL), kEngine<bfloat16, DotBf16>, kEngine<float, DotF32>};
+const CpuLevel FLASH_DSA_PASTE(cpu_level_, FLASH_DSA_CPU_LEVEL) = {FLASH_DSA_STRING(FLASH_DSA_CPU_LEVEL),
+                                                                   kEngine<bfloat16, DotBf16>, kEngine<float, DotF32>};
 
 }  // namespace flash_dsa

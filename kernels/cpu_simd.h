@@ -74,8 +74,8 @@ FLASH_DSA_INLINE UVec round_bf16(Vec value) {
   return bits + 0x7fffu + ((bits >> 16) & 1u);
 }
 
-// e^x for x <= 0 with a relative error below 2e-7; 0 below the smallest normal number. e^x = 2^n e^r, |r| <= ln(2)/2, where
-// e^r is a minimax polynomial of degree 6 (fitted for this file; its own relative error is 2e-9).
+// e^x for x <= 0 with a relative error below 2e-7; 0 below the smallest normal number. e^x = 2^n e^r, |r| <= ln(2)/2,
+// where e^r is a minimax polynomial of degree 6 (fitted for this file; its own relative error is 2e-9).
 FLASH_DSA_INLINE Vec exp_nonpositive(Vec x) {
   const Vec shifter = splat(0x1.8p23f);  // added and subtracted, it rounds to an integer
   const Vec shifted = multiply_add(x, splat(0x1.715476p0f), shifter);
@@ -90,7 +90,7 @@ FLASH_DSA_INLINE Vec exp_nonpositive(Vec x) {
   p = multiply_add(p, r, splat(1.0f));
   p = multiply_add(p, r, splat(1.0f));
   const Vec power = (Vec)(((UVec)shifted << 23) + 0x3f800000u);  // the low bits of `shifted` are n
-  return x < -87.3f ? Vec{} : p * power;  // false for NaN, which stays
+  return x < -87.3f ? Vec{} : p * power;                         // false for NaN, which stays
 }
 
 // How words of two operands are multiplied and summed. F32: a word is a float.

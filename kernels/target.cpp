@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "check.h"
+#include "cpu.h"
 
 #ifdef FLASH_DSA_SM80_ARCHS
 #include <cuda_runtime_api.h>
@@ -78,25 +79,37 @@ Target cuda_target(int index) {
 
 }  // namespace flash_dsa
 
-// For flash_dsa/interface.py, through ctypes: 0 and the target's name, or 1 and the reason there is none.
-extern "C" __attribute__((visibility("default"))) int flash_dsa_target_of(int cuda_index, char* text, int size) {
+// For flash_dsa/library.py, through ctypes. An answer is text and 0, or the reason there is none and 1.
+namespace {
+
+template <class Ask>
+int answer(char* text, int size, Ask ask) {
+  std::string found;
   int status = 0;
-  std::string answer = "cpu";
-  if (cuda_index >= 0) {
-    try {
-      flash_dsa::cuda_target(cuda_index);
-      answer = "sm80";
-    } catch (const std::exception& error) {
-      answer = error.what();
-      status = 1;
-    }
+  try {
+    found = ask();
+  } catch (const std::exception& error) {
+    found = error.what();
+    status = 1;
   }
-  std::strncpy(text, answer.c_str(), static_cast<size_t>(size) - 1);
+  std::strncpy(text, found.c_str(), static_cast<size_t>(size) - 1);
   text[size - 1] = '\0';
   return status;
 }
 
-extern "C" __attribute__((visibility("default"))) const char* flash_dsa_compiled_targets() {
-  static const std::string targets = flash_dsa::compiled_targets();
-  return targets.c_str();
+}  // namespace
+
+#define FLASH_DSA_EXPORT extern "C" __attribute__((visibility("default")))
+
+FLASH_DSA_EXPORT int flash_dsa_compiled_targets(char* text, int size) {
+  return answer(text, size, flash_dsa::compiled_targets);
+}
+
+FLASH_DSA_EXPORT int flash_dsa_cpu_level(char* text, int size) { return answer(text, size, flash_dsa::cpu_level); }
+
+FLASH_DSA_EXPORT int flash_dsa_cuda_target(int index, char* text, int size) {
+  return answer(text, size, [index] {
+    flash_dsa::cuda_target(index);
+    return "sm80";
+  });
 }

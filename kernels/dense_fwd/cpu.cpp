@@ -1,5 +1,5 @@
-// dense_fwd on the CPU. A tile is up to 64 rows of one sequence and KV head; a row is a (query, head of the group) pair,
-// queries outermost, so grouped heads share the KV rows they load.
+// dense_fwd on the CPU. A tile is up to 64 rows of one sequence and KV head; a row is a (query, head of the group)
+// pair, queries outermost, so grouped heads share the KV rows they load.
 //
 // For each tile: blocks of consecutive KV rows go to the engine, up to the last key that any row of the tile sees. When
 // causal, blocks that end beyond the first key hidden from the tile's first query carry a limit for each row.
@@ -35,7 +35,7 @@ struct Sequence {
   int64_t q_start, q_len, kv_start, kv_len;
 };
 
-// The tiles of all sequences in one row: each sequence has h_kv times the tiles of its rows.
+// The tiles of all sequences, numbered through: each sequence has h_kv times the tiles of its rows.
 struct Schedule {
   explicit Schedule(const DenseFwdParams& params) : params(params), group(params.h_q / params.h_kv) {
     for (int i = 0; i < params.batch; ++i) {
@@ -115,8 +115,8 @@ void dense_fwd_cpu(const DenseFwdParams& params, CpuDtype dtype) {
   check_cu_seqlens("cu_seqlens_kv", params.cu_seqlens_kv, params.batch, params.tot_kv, "tot_kv");
   const CpuEngine& engine = cpu_engine(dtype);
   const Schedule schedule(params);
-  for_each_tile(schedule.total(), [&](int64_t taken, int64_t, CpuScratch& scratch) {
-    // From the end: when causal, later rows see more keys, and long tiles at the very end would leave threads idle.
+  for_each_tile(schedule.total(), [&](int64_t taken, int64_t /*upcoming*/, CpuScratch& scratch) {
+    // From the end: when causal, later rows see more keys, and long tiles taken last would leave threads idle.
     const int64_t tile = schedule.total() - 1 - taken;
     const int64_t i = std::upper_bound(schedule.end.begin(), schedule.end.end(), tile) - schedule.end.begin();
     const Sequence sequence = schedule.sequence(i);

@@ -91,8 +91,7 @@ struct Sparse {
     void* out[kCpuTileRows];
     for (int row = 0; row < at.count; ++row) {
       const int64_t head = at.first_head + row, result_at = at.query * params.h_q + head;
-      const float sink =
-          params.attn_sink == nullptr ? -std::numeric_limits<float>::infinity() : params.attn_sink[head];
+      const float sink = params.attn_sink == nullptr ? -std::numeric_limits<float>::infinity() : params.attn_sink[head];
       const RowResult result = finish_row(scratch, row, sink);
       factor[row] = result.factor;
       params.max_logits[result_at] = result.max_logit;

@@ -221,32 +221,6 @@ def test_the_reference_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("level", ["generic", "avx2", "avx512", "avx512_bf16"])
-def test_every_cpu_level(level: str) -> None:
-    """In a process of its own, since the level is chosen once. Levels that this CPU lacks say so."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    code = (
-        "import torch; from numerics import sparse_call, dense_call\n"
-        "for dtype in (torch.bfloat16, torch.float32):\n"
-        "    sparse_call(torch.device('cpu'), 5, 300, 33, 100, features='sink length', dtype=dtype).check()\n"
-        "    dense_call(torch.device('cpu'), [9, 40], [70, 33], 4, 2, (192, 128), causal=True, dtype=dtype).check()\n"
-    )
-    tests = Path(__file__).resolve().parents[1]
-    environment = {
-        **os.environ,
-        "FLASH_DSA_CPU_LEVEL": level,
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-    }
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if "FLASH_DSA_CPU_LEVEL expected one of the levels this CPU runs" in result.stderr:
-        pytest.skip(f"this CPU lacks {level}")
-    assert result.returncode == 0, result.stderr
-
-
 def test_version_is_that_of_the_package() -> None:
     from importlib.metadata import version
 

@@ -98,22 +98,6 @@ def test_python_m_flash_dsa_says_what_is_here() -> None:
         assert word in result.stdout
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    cpu = torch.device("cpu")
-    sparse, dense = sparse_call(cpu, 9, 300, 20, 90), dense_call(cpu, [60, 7], [80, 9], 4, 2, (192, 128), causal=True)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            results.append((*sparse.run(), *dense.run()))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.equal(one, two)
-
-
 @pytest.mark.gpu
 def test_cuda_graph() -> None:
     cuda = torch.device("cuda")
