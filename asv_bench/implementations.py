@@ -196,10 +196,13 @@ class FlashMla(Implementation):
         return None
 
     def bind(self, problem: Problem, inputs: Inputs) -> BoundCall:
-        """What it refuses on this GPU it says when called; that reason is recorded."""
+        """Limits it is known to meet with `exit()` or not at all are refused here; others it tells when called."""
         module = importlib.import_module("flash_mla")
         backend = f"flash_mla {getattr(module, '__version__', 'unknown')}"
+        major, minor = torch.cuda.get_device_capability(inputs.device)
         if problem.op == "dense_fwd":
+            if major != 10:
+                raise Unsupported(f"flash_mla's dense prefill needs SM100, this GPU is sm_{major}{minor}")
             return BoundCall(functools.partial(module.flash_attn_varlen_func, **inputs.arguments), backend)
         function = module.flash_mla_sparse_fwd
         accepted = inspect.signature(function).parameters
@@ -207,7 +210,9 @@ class FlashMla(Implementation):
         if missing:
             raise Unsupported(f"flash_mla_sparse_fwd takes no {', '.join(missing)}")
         options: dict[str, Any] = {}
-        if "use_legacy" in accepted and torch.cuda.get_device_capability(inputs.device)[0] == 9:
+        if problem.h_q not in (64, 128) or (problem.topk or 0) % 128:
+            raise Unsupported("flash_mla takes 64 or 128 heads and topk in multiples of 128")
+        if "use_legacy" in accepted and major == 9:
             options["use_legacy"] = True  # SM90 lives on in the wheel's legacy half only
         return BoundCall(functools.partial(function, **inputs.arguments, **options), backend)
 

@@ -174,10 +174,9 @@ def speedup_png(data: dict[str, Any], theme: Theme = LIGHT) -> bytes:
         axes.errorbar(x, y, yerr=spread, color=colors[label], marker="o", linewidth=2, capsize=3, label=f"over {label}")
         if label == "fastest dense":
             axes.fill_between(x, 1, y, color=colors[label], alpha=0.12)
+            beside: dict[str, Any] = {"xytext": (-2, 7), "textcoords": "offset points"}
             for at, value in zip(x, y, strict=True):
-                axes.annotate(
-                    times(value), (at, value), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
-                )
+                axes.annotate(times(value), (at, value), ha="right", fontsize=8, **beside)
     if data["lines"]:
         theory = data["theory"]
         ink = theme.ink

@@ -22,13 +22,15 @@ from tqdm import tqdm
 
 from asv_bench import implementations, inputs, record, sampling, telemetry, verify
 from asv_bench.cases import Case, Problem
+from asv_bench.clocks import Clock, CpuClock
 from asv_bench.implementations import BoundCall, error_of
+from asv_bench.journal import Journal
 from asv_bench.record import Record, Store
 
 # Errors that a rerun retries: they are about the environment, not about the combination.
 _RETRIED = ("unavailable:",)
-# A combination that took the device down is not tried again by the same code.
-_DEVICE_LOST = "device_lost:"
+# Combinations that took the device or the process down are not tried again by the same code.
+_DEVICE_LOST, _CRASHED = "device_lost:", "crashed:"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,13 @@ class Run:
     gpu_name: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     trees: dict[str, str] = field(default_factory=dict)
+    journal: Journal = field(init=False)
     protocol: sampling.SamplingProtocol = sampling.CPU_PROTOCOL
-    clock: sampling.Clock = field(default_factory=sampling.CpuClock)
+    clock: Clock = field(default_factory=CpuClock)
     gpu: telemetry.Gpu | None = None
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.options.output)
 
 
 class Restart(Exception):
@@ -126,7 +132,7 @@ def execute(run: Run, show_progress: bool = True) -> int:
                 continue
             for case in group:
                 bar.set_postfix_str(case.id)
-                tried = [name for name in names if not _took_device_down(run, case.problem, name)]
+                tried = [name for name in names if not _is_deadly(run, case.problem, name)]
                 try:
                     for found, bursts in measure_case(run, case.problem, tried):
                         run.store.put(found, bursts)
@@ -147,7 +153,7 @@ def is_done(run: Run, group: Sequence[Case]) -> bool:
     runs = set()
     for case in group:
         for name in run.options.implementations:
-            if _took_device_down(run, case.problem, name):
+            if _is_deadly(run, case.problem, name):
                 continue
             found = run.store.get(case.problem, name)
             if found is None or not _same_origin(run, found, name):
@@ -166,9 +172,11 @@ def _same_origin(run: Run, found: Record, name: str) -> bool:
     return got == expected
 
 
-def _took_device_down(run: Run, problem: Problem, name: str) -> bool:
+def _is_deadly(run: Run, problem: Problem, name: str) -> bool:
     found = run.store.get(problem, name)
-    return found is not None and (found["error"] or "").startswith(_DEVICE_LOST) and _same_origin(run, found, name)
+    if found is None or not _same_origin(run, found, name):
+        return False
+    return (found["error"] or "").startswith((_DEVICE_LOST, _CRASHED))
 
 
 def measure_case(run: Run, problem: Problem, names: Sequence[str]) -> list[tuple[Record, list[list[float]]]]:
@@ -228,7 +236,12 @@ def _measure(run: Run, problem: Problem, records: dict[str, Record]) -> dict[str
         found["valid_fraction"] = made.valid_fraction
     bound: dict[str, BoundCall] = {}
     for name, implementation in able.items():
-        with _noting_errors(run, name, records[name]), _peak_bytes(device, records[name]):
+        key = (*problem.fields.values(), name, run.trees[name])
+        if run.journal.ended_process(key):
+            records[name]["error"] = f"{_CRASHED} ended the process, twice"
+            continue
+        noting = _noting_errors(run, name, records[name])
+        with run.journal.running(key), noting, _peak_bytes(device, records[name]):
             bound[name] = implementation.bind(problem, made)
             bound[name].call()
             records[name]["backend"] = bound[name].backend

@@ -41,6 +41,18 @@ def not_written(**arguments: Any) -> torch.Tensor:
     return out
 
 
+_computed: dict[int, torch.Tensor] = {}
+
+
+def computed_once(**arguments: Any) -> torch.Tensor:
+    """Computes its first launch and hands that result out ever after: fast, and right unless somebody poisons it."""
+    key = id(arguments["q"])
+    if key not in _computed:
+        _computed.clear()
+        _computed[key] = right(**arguments)
+    return _computed[key]
+
+
 def view_of_input(**arguments: Any) -> torch.Tensor:
     """Returns memory of its own input, which poisoning must not touch."""
     return arguments["q"][:, :, : arguments.get("d_v", 128)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asv_bench import cases, implementations, inputs, record, sampling, sweep, telemetry
+from asv_bench import cases, clocks, implementations, inputs, record, sampling, sweep, telemetry
 from asv_bench.cases import Problem
 
 pytestmark = pytest.mark.gpu
@@ -21,7 +21,7 @@ def test_indices_are_the_same_on_the_gpu(kind: str) -> None:
 
 def test_the_largest_inputs_are_made_within_seconds_and_without_a_copy() -> None:
     sparse, dense = (case.problem for case in cases.cases_of("seed")[-2:])
-    clock = sampling.CpuClock()
+    clock = clocks.CpuClock()
     start = clock.read()
     inputs.make_indices(sparse, 0, "cuda")
     torch.cuda.synchronize()

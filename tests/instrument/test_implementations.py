@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from asv_bench.implementations import Unsupported
 
 CPU = torch.device("cpu")
 SPARSE = Problem("sparse_fwd", 9, 40, 4, 1, 576, 512, topk=24, indices="uniform")
+SPARSE_ARGUMENTS = ("q", "kv", "indices", "sm_scale", "d_v")
+PEERS = Problem("sparse_fwd", 9, 200, 64, 1, 576, 512, topk=128, indices="uniform")  # the peer's limits hold
 DENSE = Problem("dense_fwd", 9, 40, 4, 4, 192, 128, causal=False)
 
 
@@ -106,11 +108,10 @@ def test_the_peers_legacy_half_serves_sm90_only(
 
     monkeypatch.setitem(sys.modules, "flash_mla", fake_flash_mla(flash_mla_sparse_fwd=sparse))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    made = inputs.make(SPARSE, 0, CPU)
-    call = implementations.get("flash_mla").bind(SPARSE, made)
+    call = implementations.get("flash_mla").bind(PEERS, inputs.make(PEERS, 0, CPU))
     assert list(call.outputs(call.call())) == ["out"] and call.backend == "flash_mla 1.0.0"
     assert seen["use_legacy"] is expected
-    sink = Problem(**{**SPARSE.fields, "features": "attn_sink"})
+    sink = Problem(**{**PEERS.fields, "features": "attn_sink"})
     with pytest.raises(Unsupported, match="takes no attn_sink"):
         implementations.get("flash_mla").bind(sink, inputs.make(sink, 0, CPU))
 
@@ -121,7 +122,21 @@ def test_an_older_peer_is_called_without_the_parameter(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(sys.modules, "flash_mla", fake_flash_mla(flash_mla_sparse_fwd=sparse))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    implementations.get("flash_mla").bind(SPARSE, inputs.make(SPARSE, 0, CPU)).call()
+    implementations.get("flash_mla").bind(PEERS, inputs.make(PEERS, 0, CPU)).call()
+
+
+@pytest.mark.parametrize("change, reason", [({"h_q": 16}, "64 or 128 heads"), ({"topk": 64}, "multiples of 128")])
+def test_what_would_end_the_peers_process_is_refused(
+    change: dict[str, int], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_mla", fake_flash_mla(flash_mla_sparse_fwd=lambda **_: sys.exit(1)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(implementations.inspect, "signature", lambda _: SimpleNamespace(parameters=SPARSE_ARGUMENTS))
+    problem = Problem(**{**PEERS.fields, **change})
+    with pytest.raises(Unsupported, match=reason):
+        implementations.get("flash_mla").bind(problem, inputs.make(problem, 0, CPU))
+    with pytest.raises(Unsupported, match="needs SM100, this GPU is sm_90"):
+        implementations.get("flash_mla").bind(DENSE, inputs.make(DENSE, 0, CPU))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from instrument.fakes import FakeClock
 
-from asv_bench import sampling
+from asv_bench import clocks, sampling
 from asv_bench.sampling import CPU_PROTOCOL, CUDA_PROTOCOL, Plan, measure, median_interval, plan
 from asv_bench.telemetry import Conditions
 
@@ -264,7 +264,7 @@ class FakeEvent:
 
 def test_cuda_readings_keep_their_resolution_long_after_the_start() -> None:
     base = 3_600_000.0  # an hour: float32 milliseconds from there resolve 250 us
-    start, end = sampling.CudaReading(FakeEvent(base)), sampling.CudaReading(FakeEvent(base + 0.0625))
+    start, end = clocks.CudaReading(FakeEvent(base)), clocks.CudaReading(FakeEvent(base + 0.0625))
     assert end - start == pytest.approx(62.5e-6, rel=1e-6)
     assert end.event.synchronized
 
@@ -272,7 +272,7 @@ def test_cuda_readings_keep_their_resolution_long_after_the_start() -> None:
 def test_cpu_clock_reads_forward_and_fits_a_timer() -> None:
     import timeit
 
-    clock = sampling.CpuClock()
+    clock = clocks.CpuClock()
     assert clock.read() - clock.read() < 0 < -(clock.read() - clock.read())
     timer: Any = clock.read
     assert timeit.Timer("pass", timer=timer).timeit(10) >= 0
