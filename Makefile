@@ -1,11 +1,12 @@
 # The entry points of the project. CI and workflows call these verbs and nothing else.
 #
-#   PYTHON=python3.12   interpreter to build the environment on; a torch >= 2.10 it can import is used, not replaced
-#   TORCH=torch==2.13.0 what to install where there is none
-#   MACHINE=name        name of this machine's records; local-* is ignored by git
-#   SWEEP_OPTIONS, ASV_OPTIONS   more arguments for the two steps of `make bench`, to measure less
-#   GPU=1               `make test` fails on any GPU test that is skipped
-#   PIP_*               pip's own variables (index, wheels, proxy) are honoured
+#   PYTHON=python3.12    interpreter to build the environment on; a torch >= 2.10 it can import is used, not replaced
+#   TORCH=torch==2.13.0  what to install where there is none
+#   MACHINE=name         name of this machine's records; local-* is ignored by git
+#   SWEEP_OPTIONS=...    more arguments for the sweep of `make bench`, such as --set tiny
+#   ASV_OPTIONS=...      more arguments for its asv run, such as --bench Smoke
+#   GPU=1                `make test` fails on any GPU test that is skipped
+#   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -23,8 +24,9 @@ PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 LIBRARY := flash_dsa/libflash_dsa.so
 COMMIT   = $(shell git rev-parse --verify --quiet HEAD)
 HTML    := .asv/html
-# asv writes the interpreter's path into the name of every series: this link has the same path on every runner.
-ASV_VENV ?= /tmp/flash-dsa-venv
+# asv writes the interpreter's path into the name of every series. Machines whose history is shared reach it through a
+# link, which has the same path on every runner.
+ASV_VENV ?= $(if $(filter local-%,$(MACHINE)),$(CURDIR)/$(VENV),/tmp/flash-dsa-venv)
 SIDECAR  = $(CURDIR)/asv_bench/results/$(MACHINE)/$(COMMIT).telemetry.jsonl
 JUNIT_SUMMARY ?= build/junit-summary.md
 
@@ -57,6 +59,10 @@ $(VENV)/ready: requirements-dev.txt
 	@$(PY) -c '$(PACKAGE_FOLDERS)' > $(VENV)/packages.pth
 	@touch $@
 
+$(VENV)/ready-to-check: requirements-check.txt $(VENV)/ready
+	$(PIP) install --constraint $(VENV)/constraints.txt --requirement requirements-check.txt
+	@touch $@
+
 # The commit is built into the library's record of itself, so a new one rebuilds too (seconds: ninja knows the rest).
 build/asked: FORCE
 	@mkdir -p build
@@ -72,10 +78,10 @@ ASV_MACHINE = $(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --c
 
 bench: build ## measure: sweep, one asv run of this commit, dashboard
 	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one"; exit 1; }
-	@case "$(MACHINE)" in local-*) ;; *) git diff --quiet HEAD || { \
+	@case "$(MACHINE)" in local-*) ;; *) git diff --quiet HEAD -- . ':!asv_bench/results' ':!asv_bench/sweeps' || { \
 	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
-	@ln -sfn "$(CURDIR)/$(VENV)" $(ASV_VENV)
+	@test "$(ASV_VENV)" = "$(CURDIR)/$(VENV)" || ln -sfn "$(CURDIR)/$(VENV)" "$(ASV_VENV)"
 	@$(ASV_MACHINE)
 	@rm -f $(SIDECAR)
 	@FLASH_DSA_TELEMETRY=$(SIDECAR) $(PY) -m asv run --environment existing:$(ASV_VENV)/bin/python \
@@ -104,7 +110,7 @@ test-all: check test ## and all targets compiled into a wheel, and the slow test
 	cd build/all-targets/site && ../../../$(PY) -m flash_dsa
 	$(PY) -m pytest -m slow
 
-check: env ## style, types, architecture, generated tables
+check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
