@@ -10,7 +10,7 @@
 
 struct CUstream_st;
 
-// Only a CUDA torch defines it; weak, so that the same library loads on a CPU torch.
+// torch's headers declare it for CUDA builds only. Only a CUDA torch defines it; weak, so that the same library loads on a CPU torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace flash_dsa {
@@ -31,7 +31,9 @@ void run_on_target(const Tensor& q, OnCpu on_cpu, [[maybe_unused]] OnSm80 on_sm8
   cuda_target(index);
 #ifdef FLASH_DSA_SM80_ARCHS
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  const bool found = aoti_torch_get_current_cuda_stream != nullptr &&
+                     aoti_torch_get_current_cuda_stream(index, &stream) == AOTI_TORCH_SUCCESS;
+  if (!found) fail("torch gave no current stream for cuda:", index);
   on_sm80(static_cast<CUstream_st*>(stream), shared_memory_limit(index));
 #endif
 }
