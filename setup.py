@@ -18,9 +18,14 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # reads the licence fields of pyproject.toml, and makes wheels
+    raise SystemExit(f"\nflash_dsa: setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'\n")
+
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = ROOT / "kernels"
