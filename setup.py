@@ -25,10 +25,11 @@ from setuptools.command.build_ext import build_ext
 if int(setuptools.__version__.split(".")[0]) < 77:  # reads the licence fields of pyproject.toml, and makes wheels
     raise SystemExit(f"\nflash_dsa: setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'\n")
 
-from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = ROOT / "kernels"
+EXPORTS = KERNELS / "exports.map"
 BUILD = ROOT / "build" / "native"  # one folder in it per choice of targets
 
 OLDEST_TORCH = (2, 10)
@@ -272,7 +273,7 @@ def cxx_compiler(scratch: Path) -> str:
 def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) -> str:
     """The build as ninja reads it; it tracks headers and command lines, so a rebuild touches only what changed."""
     host = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI]
-    link = ["-shared", *torch_links]
+    link = ["-shared", f"-Wl,--version-script={EXPORTS}", *torch_links]
     rules = [
         "ninja_required_version = 1.5",
         f"cxx = {cxx_compiler(plan.folder)}",
@@ -313,7 +314,7 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
     for source in sorted(KERNELS.rglob("*.cpp")):
         if source != CPU_SIMD_SOURCE:
             compile_with("cxx", source, [*host, *torch_includes])
-    rules.append(f"build libflash_dsa.so: link {' '.join(objects)}\n  flags = {' '.join(link)}")
+    rules.append(f"build libflash_dsa.so: link {' '.join(objects)} | {EXPORTS}\n  flags = {' '.join(link)}")
     rules.append("default libflash_dsa.so")
     return "\n\n".join(rules) + "\n"
 

@@ -10,8 +10,8 @@
 
 struct CUstream_st;
 
-// torch's headers declare it for CUDA builds only, and only a CUDA torch defines it: weak, so that the same library loads
-// on a CPU torch.
+// torch's headers declare it for CUDA builds only, and only a CUDA torch defines it: weak, so that the same library
+// loads on a CPU torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace flash_dsa {

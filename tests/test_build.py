@@ -198,6 +198,16 @@ def test_each_source_is_compiled_for_its_own_target_alone(
     assert wide and all("cpu_simd.cpp" in rule for rule in wide), "only the SIMD source may need more than the baseline"
 
 
+def test_the_library_exports_its_c_functions_alone() -> None:
+    """A C++ runtime linked statically must not meet the one torch loaded."""
+    from flash_dsa.library import LIBRARY_PATH
+
+    command = ["nm", "--dynamic", "--defined-only", "--format=posix", str(LIBRARY_PATH)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    exported = {line.split()[0] for line in listed.splitlines()}
+    assert exported == {"flash_dsa_compiled_targets", "flash_dsa_cpu_level", "flash_dsa_cuda_target"}
+
+
 @pytest.mark.slow
 def test_a_rebuild_touches_only_what_changed(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
