@@ -23,6 +23,8 @@ ANY_CALL = (
 def run_at(level: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own: the level is chosen once per process."""
     environment = {**os.environ, "FLASH_DSA_CPU_LEVEL": level}
+    for name in ("FLASH_DSA_REQUIRE_GPU", "JUNIT_SUMMARY"):  # they are for the run that starts this one
+        environment.pop(name, None)
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
