@@ -15,7 +15,7 @@ INDICES = ("seed", "uniform", "causal_prompt")
 FEATURES = ("attn_sink", "topk_length")
 ELEMENT_BYTES = 2  # bfloat16
 
-# Fields of a problem in the order of INTERFACES.md "Records"; with the implementation they identify a record.
+# Fields of a problem, in the order a record has them; with the implementation they identify it.
 PROBLEM_FIELDS = ("op", "s_q", "s_kv", "h_q", "h_kv", "d_qk", "d_v", "topk", "causal", "indices", "features")
 
 
@@ -77,7 +77,7 @@ class Problem:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The problem as the keys of a record, in the order of INTERFACES.md."""
+        """The problem as the keys of a record, in their order there."""
         return asdict(self)
 
     @property

@@ -23,7 +23,7 @@ class Tolerance:
 
 _STATISTICS = Tolerance(1e-6, 2.01 / 65536, 1e-7)
 
-# Source: the tolerances of upstream FlashMLA's own suite (KERNELS.md section 1).
+# Source: the tolerances of upstream FlashMLA's own suite.
 TOLERANCES: dict[str, dict[str, Tolerance]] = {
     "sparse_fwd": {
         "out": Tolerance(8e-4, 3.01 / 128, 7e-6),

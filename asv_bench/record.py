@@ -1,4 +1,4 @@
-"""Records: what a sweep found, in the files of INTERFACES.md, and where they came from."""
+"""Records: what a sweep found, in the files of a machine, and where they came from."""
 
 from __future__ import annotations
 

@@ -76,6 +76,17 @@ __device__ inline void copy_rows(uint32_t tile, const bf16* base, int64_t stride
   }
 }
 
+// Stores `rows` rows of `kColumns` bf16 from a swizzled tile, 16 bytes at a time.
+template <int kColumns, int kThreads>
+__device__ inline void store_rows(bf16* base, int64_t stride, int rows, const unsigned char* tile) {
+  constexpr int kChunks = kColumns / kChunk;
+  for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    *reinterpret_cast<uint4*>(base + row * stride + chunk * kChunk) =
+        *reinterpret_cast<const uint4*>(tile + swizzled<kColumns * 2>(row, chunk));
+  }
+}
+
 // Barrier `id` (1..15) among `threads` threads, whole warps.
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");

@@ -15,7 +15,7 @@
 //   wide     two tiles N x 512, swizzled        | 131072 | 65536 | 65536 | 32768
 //   rope     N x 64, swizzled                   | 8192   | 4096  | 4096  | 2048
 //   swap     M x N fp32 partial S, then P       | 16384  | 8192  | 4096  | 2048
-//   row statistics and indices                  | 2048   | 1792  | 1024  | 896
+//   row statistics, indices, TileRows           | 1872   | 1616  | 976   | 848
 //
 // Barriers of block i:
 //   top (all)              K of block i has landed; PV of block i-1 is done, so its tiles and P may be overwritten
@@ -77,15 +77,6 @@ struct TileRows {
 };
 static_assert(sizeof(TileRows) <= 80);
 
-template <class Tile>
-__device__ inline void load_queries(uint32_t shared, const TileRows& io) {
-  const auto number = [&](int row) { return row < io.rows ? row : -1; };
-  copy_rows<Tile::kM, kValueDim, Tile::kThreads>(shared + Tile::kQ, io.q, io.q_stride, number);
-  if constexpr (Tile::kHasRope) {
-    copy_rows<Tile::kM, kRopeDim, Tile::kThreads>(shared + Tile::kQRope, io.q + kValueDim, io.q_stride, number);
-  }
-}
-
 // One k16 step of K for a warp: half the keys of a tile whose rows are kRowBytes long.
 template <class Tile, int kRowBytes>
 __device__ inline void load_keys(uint32_t (&k)[Tile::kScoreTiles][2], uint32_t address) {
@@ -108,73 +99,93 @@ __device__ inline uint32_t probability_offset(int row, int key_chunk) {
   return static_cast<uint32_t>(piece * Tile::kPieceBytes + (row % 16 * kChunks + chunk) * 16);
 }
 
-// Runs the tile over `keys.blocks()` blocks. Keys supplies the data:
-//   prologue()          starts the copies of block 0 (and of what it needs to know about block 1)
-//   at_top(i)           after the top barrier of block i: start what may overwrite the tiles of block i-1
-//   before_p(i)         before the P barrier: wait for what PV of block i needs
-//   after_p(i)          after the P barrier: start what may overwrite K of block i
-//   nope(i), values(i)  which of the two wide tiles holds them
+// One tile's attention. Keys supplies the data:
+//   blocks()             how many blocks of keys there are
+//   prologue()           starts the copies of block 0 (and of what it needs to know about block 1)
+//   at_top(i)            after the top barrier of block i: start what may overwrite the tiles of block i-1
+//   before_p(i)          before the P barrier: wait for what PV of block i needs
+//   after_p(i)           after the P barrier: start what may overwrite K of block i
+//   nope(i), values(i)   which of the two wide tiles holds them
 //   visible(i, row, key) whether the score counts
-template <class Tile, class Keys>
-__device__ inline void attend(const TileRows& rows, float scale, unsigned char* shared_memory, Keys& keys) {
-  constexpr int kM = Tile::kM;
-  const uint32_t shared = shared_address(shared_memory);
-  float* row_max_of = reinterpret_cast<float*>(shared_memory + Tile::kRowMax);
-  float* row_scale = reinterpret_cast<float*>(shared_memory + Tile::kRowScale);
-  float* row_sum_of = reinterpret_cast<float*>(shared_memory + Tile::kRowSum);
+template <class Tile>
+class WideAttention {
+ public:
+  __device__ WideAttention(unsigned char* shared_memory, float scale)
+      : memory_(shared_memory), shared_(shared_address(shared_memory)), scale_(scale) {
+    // For ldmatrix, lanes 0-15 name 16 rows of Q, P or V; groups of 8 lanes name 8 keys of K.
+    const int q_row = group_ * 32 + lane_ % 16, q_chunk = k_half_ * 2 + lane_ / 16;
+    const int k_row = n_half_ * Tile::kHalfN + lane_ % 8 + (Tile::kScoreTiles > 1 ? lane_ / 16 * 8 : 0);
+    const int k_chunk = k_half_ * 2 + lane_ / 8 % 2;
+    q_address_ = shared_ + Tile::kQ + swizzled<kValueDim * 2>(q_row, q_chunk);
+    q_rope_address_ = shared_ + Tile::kQRope + swizzled<kRopeDim * 2>(q_row, q_chunk);
+    k_offset_ = swizzled<kValueDim * 2>(k_row, k_chunk);
+    k_rope_address_ = shared_ + Tile::kRope + swizzled<kRopeDim * 2>(k_row, k_chunk);
+    p_address_ = shared_ + Tile::kSwap + probability_offset<Tile>(lane_ % 16, lane_ / 16);
+    v_offset_ = swizzled<kValueDim * 2>(lane_ % 16, warp_ * (Tile::kOutColumns / kChunk) + lane_ / 16);
+  }
 
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int k_half = warp % 2, n_half = warp / 2 % 2, group = warp / 4;
-  // The 16 rows x half the keys that this warp finishes, and the first of this lane's two rows in them.
-  const int finish_row = group * 32 + k_half * 16;
-  const int my_row = finish_row + lane / 4;
-  const float scale_log2 = scale * kLog2e;
+  template <class Keys>
+  __device__ void run(const TileRows& rows, Keys& keys) {
+    // The epilogue reads where the rows live from shared memory: registers are what the loop is short of.
+    if (threadIdx.x == 0) *reinterpret_cast<TileRows*>(memory_ + Tile::kRows) = rows;
+    load_queries(rows);
+    keys.prologue();
+    const int blocks = keys.blocks();
+    for (int block = 0; block < blocks; ++block) {
+      copy_async_wait<0>();
+      __syncthreads();
+      keys.at_top(block);
+      float partial[2][Tile::kScoreTiles][4] = {};
+      multiply_scores(partial, wide_tile(keys.nope(block)));
+      float score[Tile::kScoreTiles][4];
+      swap_partials(score, partial);
+      softmax(score, [&](int row, int key) { return keys.visible(block, row, key); });
+      keys.before_p(block);
+      __syncthreads();
+      keys.after_p(block);
+      rescale_out();
+      multiply_values(wide_tile(keys.values(block)));
+    }
+    finish();
+  }
 
-  // This lane's part of the operands: for ldmatrix lanes 0-15 name 16 rows of Q, two groups of 8 name keys.
-  const int q_row = group * 32 + lane % 16, q_chunk = k_half * 2 + lane / 16;
-  const int k_row = n_half * Tile::kHalfN + lane % 8 + (Tile::kScoreTiles > 1 ? lane / 16 * 8 : 0);
-  const int k_chunk = k_half * 2 + lane / 8 % 2;
-  const uint32_t q_address = shared + Tile::kQ + swizzled<kValueDim * 2>(q_row, q_chunk);
-  const uint32_t q_rope_address = shared + Tile::kQRope + swizzled<kRopeDim * 2>(q_row, q_chunk);
-  const uint32_t k_offset = swizzled<kValueDim * 2>(k_row, k_chunk);
-  const uint32_t k_rope_address = shared + Tile::kRope + swizzled<kRopeDim * 2>(k_row, k_chunk);
-  const uint32_t p_address = shared + Tile::kSwap + probability_offset<Tile>(lane % 16, lane / 16);
-  const uint32_t v_offset = swizzled<kValueDim * 2>(lane % 16, warp * (Tile::kOutColumns / kChunk) + lane / 16);
-  constexpr int kNopeSteps = kValueDim / 16 / 2;
+ private:
+  __device__ uint32_t wide_tile(int which) const { return shared_ + Tile::kWide + which * Tile::kWideBytes; }
+  __device__ float* floats(int offset) const { return reinterpret_cast<float*>(memory_ + offset); }
 
-  // The epilogue reads where the rows live from shared memory: registers are what the loop is short of.
-  if (threadIdx.x == 0) *reinterpret_cast<TileRows*>(shared_memory + Tile::kRows) = rows;
-  load_queries<Tile>(shared, rows);
-  keys.prologue();
+  // Where a warp of this pair finds the partial S of row tile `row_tile`, and then writes its P.
+  __device__ float4* piece(int row_tile) const {
+    const int number = (group_ * 2 + n_half_) * 2 + row_tile;
+    return reinterpret_cast<float4*>(memory_ + Tile::kSwap + number * Tile::kPieceBytes) + lane_;
+  }
 
-  float out[Tile::kRowTiles][Tile::kOutTiles][4] = {};
-  float maximum[2] = {-kInfinity, -kInfinity};
-  float sum[2] = {0.0f, 0.0f};
+  __device__ void load_queries(const TileRows& rows) const {
+    const auto number = [&](int row) { return row < rows.rows ? row : -1; };
+    copy_rows<Tile::kM, kValueDim, Tile::kThreads>(shared_ + Tile::kQ, rows.q, rows.q_stride, number);
+    if constexpr (Tile::kHasRope) {
+      copy_rows<Tile::kM, kRopeDim, Tile::kThreads>(shared_ + Tile::kQRope, rows.q + kValueDim, rows.q_stride, number);
+    }
+  }
 
-  const int blocks = keys.blocks();
-  for (int block = 0; block < blocks; ++block) {
-    copy_async_wait<0>();
-    __syncthreads();
-    keys.at_top(block);
-
-    float s[2][Tile::kScoreTiles][4] = {};
-    const uint32_t nope = shared + Tile::kWide + keys.nope(block) * Tile::kWideBytes;
-    // The halves of d_qk take turns by k16 steps (two chunks), so that both have as many of NoPE and of RoPE.
-    // Operands are loaded ahead, so that the tensor cores do not wait for shared memory: K one step, each row tile of Q
-    // as soon as its registers are free, which is what the registers beside `out` have room for.
+  // Partial S: 32 rows x half the keys over half of d_qk. The halves of d_qk take turns by k16 steps (two chunks), so
+  // that both have as many of NoPE and of RoPE. Operands are loaded ahead, so that the tensor cores do not wait for
+  // shared memory: K one step, each row tile of Q as soon as its registers are free, which is what the registers beside
+  // `out_` have room for.
+  __device__ void multiply_scores(float (&partial)[2][Tile::kScoreTiles][4], uint32_t nope) const {
+    constexpr int kNopeSteps = kValueDim / 16 / 2;
     uint32_t q[2][4], k[2][Tile::kScoreTiles][2];
     const auto load_q = [&](int step, int m) {
       if (Tile::kHasRope && step >= kNopeSteps) {
-        load_matrix_x4(q[m], advanced(q_rope_address, (step - kNopeSteps) * 4) + m * 16 * kRopeDim * 2);
+        load_matrix_x4(q[m], advanced(q_rope_address_, (step - kNopeSteps) * 4) + m * 16 * kRopeDim * 2);
       } else {
-        load_matrix_x4(q[m], advanced(q_address, step * 4) + m * 16 * kValueDim * 2);
+        load_matrix_x4(q[m], advanced(q_address_, step * 4) + m * 16 * kValueDim * 2);
       }
     };
     const auto load_k = [&](int step) {
       if (Tile::kHasRope && step >= kNopeSteps) {
-        load_keys<Tile, kRopeDim * 2>(k[step % 2], advanced(k_rope_address, (step - kNopeSteps) * 4));
+        load_keys<Tile, kRopeDim * 2>(k[step % 2], advanced(k_rope_address_, (step - kNopeSteps) * 4));
       } else {
-        load_keys<Tile, kValueDim * 2>(k[step % 2], advanced(nope + k_offset, step * 4));
+        load_keys<Tile, kValueDim * 2>(k[step % 2], advanced(nope + k_offset_, step * 4));
       }
     };
     load_k(0);
@@ -187,109 +198,114 @@ __device__ inline void attend(const TileRows& rows, float scale, unsigned char* 
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
-        for (int n = 0; n < Tile::kScoreTiles; ++n) mma(s[m][n], q[m], k[step % 2][n][0], k[step % 2][n][1]);
+        for (int n = 0; n < Tile::kScoreTiles; ++n) mma(partial[m][n], q[m], k[step % 2][n][0], k[step % 2][n][1]);
         if (more) load_q(step + 1, m);
       }
     }
+  }
 
-    // Swap halves of d_qk: this warp keeps row tile k_half, its partner the other.
-    const auto piece = [&](int row_tile) {
-      return reinterpret_cast<float4*>(shared_memory + Tile::kSwap +
-                                       ((group * 2 + n_half) * 2 + row_tile) * Tile::kPieceBytes) +
-             lane;
-    };
+  // The pair of warps with the same rows and keys adds its halves of d_qk: this warp keeps row tile k_half_, its
+  // partner the other.
+  __device__ void swap_partials(float (&score)[Tile::kScoreTiles][4],
+                                const float (&partial)[2][Tile::kScoreTiles][4]) const {
     // Selected value by value: a reference to either tile would put both into local memory.
-    const auto part = [&](int row_tile, int n, int i) { return row_tile ? s[1][n][i] : s[0][n][i]; };
+    const auto part = [&](int row_tile, int n, int i) { return row_tile ? partial[1][n][i] : partial[0][n][i]; };
+    const int give = 1 - k_half_;
 #pragma unroll
     for (int n = 0; n < Tile::kScoreTiles; ++n) {
-      const int give = 1 - k_half;
       piece(give)[n * kWarp] = make_float4(part(give, n, 0), part(give, n, 1), part(give, n, 2), part(give, n, 3));
     }
-    named_barrier(1 + group * 2 + n_half, 2 * kWarp);
-    float score[Tile::kScoreTiles][4];
+    named_barrier(1 + group_ * 2 + n_half_, 2 * kWarp);
+#pragma unroll
+    for (int n = 0; n < Tile::kScoreTiles; ++n) {
+      const float4 other = piece(k_half_)[n * kWarp];
+      const float others[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) score[n][i] = part(k_half_, n, i) + others[i];
+    }
+  }
+
+  // Online softmax of 16 rows x half the keys: masks, agrees on the row maximum with the warp of the other keys, writes
+  // P and, once per row, the factor by which `out_` has to shrink.
+  template <class Visible>
+  __device__ void softmax(float (&score)[Tile::kScoreTiles][4], Visible visible) {
     float block_max[2] = {-kInfinity, -kInfinity};
 #pragma unroll
     for (int n = 0; n < Tile::kScoreTiles; ++n) {
-      const float4 other = piece(k_half)[n * kWarp];
-      const float total[4] = {part(k_half, n, 0) + other.x, part(k_half, n, 1) + other.y, part(k_half, n, 2) + other.z,
-                              part(k_half, n, 3) + other.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int key = n_half * Tile::kHalfN + n * 8 + lane % 4 * 2 + i % 2;
-        score[n][i] = keys.visible(block, my_row + i / 2 * 8, key) ? total[i] : -kInfinity;
+        const int key = n_half_ * Tile::kHalfN + n * 8 + lane_ % 4 * 2 + i % 2;
+        if (!visible(row_ + i / 2 * 8, key)) score[n][i] = -kInfinity;
         block_max[i / 2] = fmaxf(block_max[i / 2], score[n][i]);
       }
     }
-
-    // The row maximum over both halves of the keys.
+    float* row_maxima = floats(Tile::kRowMax);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       block_max[h] = row_max(block_max[h]);
-      if (lane % 4 == 0) row_max_of[n_half * kM + my_row + h * 8] = block_max[h];
+      if (lane_ % 4 == 0) row_maxima[n_half_ * Tile::kM + row_ + h * 8] = block_max[h];
     }
-    named_barrier(5 + group * 2 + k_half, 2 * kWarp);
+    named_barrier(5 + group_ * 2 + k_half_, 2 * kWarp);
+    const float scale_log2 = scale_ * kLog2e;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = my_row + h * 8;
-      const float new_max = fmaxf(maximum[h], fmaxf(block_max[h], row_max_of[(1 - n_half) * kM + row]));
+      const int row = row_ + h * 8;
+      const float new_max = fmaxf(maximum_[h], fmaxf(block_max[h], row_maxima[(1 - n_half_) * Tile::kM + row]));
       // A row that has seen nothing keeps -inf; 0 in its place lets exp2(-inf) give the zeros it should.
       const float shift = new_max == -kInfinity ? 0.0f : new_max * scale_log2;
-      const float rescale = exp2_approx(maximum[h] * scale_log2 - shift);
-      if (n_half == 0 && lane % 4 == 0) row_scale[row] = rescale;
-      maximum[h] = new_max;
+      const float rescale = exp2_approx(maximum_[h] * scale_log2 - shift);
+      if (n_half_ == 0 && lane_ % 4 == 0) floats(Tile::kRowScale)[row] = rescale;
+      maximum_[h] = new_max;
       float block_sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < Tile::kScoreTiles; ++n) {
-        float& p0 = score[n][h * 2];
-        float& p1 = score[n][h * 2 + 1];
-        p0 = exp2_approx(fmaf(p0, scale_log2, -shift));
-        p1 = exp2_approx(fmaf(p1, scale_log2, -shift));
+        const float p0 = exp2_approx(fmaf(score[n][h * 2], scale_log2, -shift));
+        const float p1 = exp2_approx(fmaf(score[n][h * 2 + 1], scale_log2, -shift));
         block_sum += p0 + p1;
-        const uint32_t offset = probability_offset<Tile>(row, n_half * (Tile::kHalfN / kChunk) + n);
-        *reinterpret_cast<uint32_t*>(shared_memory + Tile::kSwap + offset + lane % 4 * 4) = pack_bf16(p0, p1);
+        const uint32_t offset = probability_offset<Tile>(row, n_half_ * (Tile::kHalfN / kChunk) + n);
+        *reinterpret_cast<uint32_t*>(memory_ + Tile::kSwap + offset + lane_ % 4 * 4) = pack_bf16(p0, p1);
       }
-      sum[h] = sum[h] * rescale + block_sum;
+      sum_[h] = sum_[h] * rescale + block_sum;
     }
+  }
 
-    keys.before_p(block);
-    __syncthreads();
-    keys.after_p(block);
-
-    bool rescaled = false;
+  __device__ void rescale_out() {
+    bool needed = false;
     float factor[Tile::kRowTiles][2];
 #pragma unroll
     for (int m = 0; m < Tile::kRowTiles; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        factor[m][h] = row_scale[m * 16 + h * 8 + lane / 4];
-        rescaled |= factor[m][h] != 1.0f;
+        factor[m][h] = floats(Tile::kRowScale)[m * 16 + h * 8 + lane_ / 4];
+        needed |= factor[m][h] != 1.0f;
       }
     }
-    if (__any_sync(0xffffffff, rescaled)) {
+    if (!__any_sync(0xffffffff, needed)) return;
 #pragma unroll
-      for (int m = 0; m < Tile::kRowTiles; ++m) {
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
 #pragma unroll
-        for (int n = 0; n < Tile::kOutTiles; ++n) {
+      for (int n = 0; n < Tile::kOutTiles; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[m][i / 2];
-        }
+        for (int i = 0; i < 4; ++i) out_[m][n][i] *= factor[m][i / 2];
       }
     }
-    const uint32_t values = shared + Tile::kWide + keys.values(block) * Tile::kWideBytes;
-    // As for S, operands are loaded one step ahead: P by k16 steps, V by pairs of n8 tiles within them.
-    constexpr int kSteps = Tile::kN / 16, kPairs = Tile::kOutTiles / 2;
+  }
+
+  // All rows x this warp's columns of V. As for S, operands are loaded one step ahead: P by k16 steps, V by pairs of n8
+  // tiles within them.
+  __device__ void multiply_values(uint32_t values) {
+    constexpr int kSteps = Tile::kN / 16, kPairs = Tile::kOutTiles / 2, kPieceChunks = Tile::kHalfN / kChunk;
     uint32_t p[2][Tile::kRowTiles][4], v[2][4];
     const auto load_p = [&](int step) {
-      constexpr int kPieceChunks = Tile::kHalfN / kChunk;
 #pragma unroll
       for (int m = 0; m < Tile::kRowTiles; ++m) {
-        const int piece = (m / 2 * 2 + step * 2 / kPieceChunks) * 2 + m % 2;
-        load_matrix_x4(p[step % 2][m], advanced(p_address, step * 2 % kPieceChunks) + piece * Tile::kPieceBytes);
+        const int number = (m / 2 * 2 + step * 2 / kPieceChunks) * 2 + m % 2;
+        load_matrix_x4(p[step % 2][m], advanced(p_address_, step * 2 % kPieceChunks) + number * Tile::kPieceBytes);
       }
     };
     const auto load_v = [&](int pair) {
       load_matrix_x4_transposed(v[pair % 2],
-                                advanced(values + v_offset, pair % kPairs * 2) + pair / kPairs * 16 * kValueDim * 2);
+                                advanced(values + v_offset_, pair % kPairs * 2) + pair / kPairs * 16 * kValueDim * 2);
     };
     load_p(0);
     load_v(0);
@@ -300,59 +316,74 @@ __device__ inline void attend(const TileRows& rows, float scale, unsigned char* 
       if (pair + 1 < kSteps * kPairs) load_v(pair + 1);
 #pragma unroll
       for (int m = 0; m < Tile::kRowTiles; ++m) {
-        mma(out[m][n], p[step % 2][m], v[pair % 2][0], v[pair % 2][1]);
-        mma(out[m][n + 1], p[step % 2][m], v[pair % 2][2], v[pair % 2][3]);
+        mma(out_[m][n], p[step % 2][m], v[pair % 2][0], v[pair % 2][1]);
+        mma(out_[m][n + 1], p[step % 2][m], v[pair % 2][2], v[pair % 2][3]);
       }
     }
   }
 
   // Epilogue: row sums of both key halves meet in shared memory, out goes through Q's tile for whole-row stores.
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float total = row_sum(sum[h]);
-    if (lane % 4 == 0) {
-      row_sum_of[n_half * kM + my_row + h * 8] = total;
-      row_max_of[my_row + h * 8] = maximum[h];  // both key halves hold the same maximum
-    }
-  }
-  copy_async_wait<0>();
-  __syncthreads();
-  const TileRows io = *reinterpret_cast<const TileRows*>(shared_memory + Tile::kRows);
-  for (int row = threadIdx.x; row < kM; row += Tile::kThreads) {
-    const float total = row_sum_of[row] + row_sum_of[kM + row];
-    const float highest = row_max_of[row] * scale;
-    const bool empty = row_max_of[row] == -kInfinity;
-    const float lse = empty ? kInfinity : highest + logf(total);
-    float factor = empty ? 0.0f : 1.0f / total;
-    if (row < io.rows) {
-      if (io.attn_sink != nullptr && !empty) factor *= 1.0f / (1.0f + expf(io.attn_sink[row] - lse));
-      io.lse[row * io.stats_stride] = lse;
-      if (io.max_logits != nullptr) io.max_logits[row * io.stats_stride] = empty ? -kInfinity : highest;
-    }
-    row_scale[row] = factor;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int m = 0; m < Tile::kRowTiles; ++m) {
+  __device__ void finish() {
+    float *row_maxima = floats(Tile::kRowMax), *row_sums = floats(Tile::kRowSum);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = m * 16 + h * 8 + lane / 4;
-      const float factor = row_scale[row];
-#pragma unroll
-      for (int n = 0; n < Tile::kOutTiles; ++n) {
-        const uint32_t offset = swizzled<kValueDim * 2>(row, warp * (Tile::kOutColumns / kChunk) + n) + lane % 4 * 4;
-        *reinterpret_cast<uint32_t*>(shared_memory + Tile::kQ + offset) =
-            pack_bf16(out[m][n][h * 2] * factor, out[m][n][h * 2 + 1] * factor);
+      const float total = row_sum(sum_[h]);
+      if (lane_ % 4 == 0) {
+        row_sums[n_half_ * Tile::kM + row_ + h * 8] = total;
+        row_maxima[row_ + h * 8] = maximum_[h];  // both key halves hold the same maximum
       }
     }
+    copy_async_wait<0>();
+    __syncthreads();
+    const TileRows rows = *reinterpret_cast<const TileRows*>(memory_ + Tile::kRows);
+    for (int row = threadIdx.x; row < Tile::kM; row += Tile::kThreads) {
+      floats(Tile::kRowScale)[row] = finish_row(rows, row, row_maxima[row], row_sums[row] + row_sums[Tile::kM + row]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = m * 16 + h * 8 + lane_ / 4;
+        const float factor = floats(Tile::kRowScale)[row];
+#pragma unroll
+        for (int n = 0; n < Tile::kOutTiles; ++n) {
+          const int chunk = warp_ * (Tile::kOutColumns / kChunk) + n;
+          *reinterpret_cast<uint32_t*>(memory_ + Tile::kQ + swizzled<kValueDim * 2>(row, chunk) + lane_ % 4 * 4) =
+              pack_bf16(out_[m][n][h * 2] * factor, out_[m][n][h * 2 + 1] * factor);
+        }
+      }
+    }
+    __syncthreads();
+    store_rows<kValueDim, Tile::kThreads>(rows.out, rows.out_stride, rows.rows, memory_ + Tile::kQ);
   }
-  __syncthreads();
-  constexpr int kChunks = kValueDim / kChunk;
-  for (int i = threadIdx.x; i < io.rows * kChunks; i += Tile::kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    *reinterpret_cast<uint4*>(io.out + row * io.out_stride + chunk * kChunk) =
-        *reinterpret_cast<const uint4*>(shared_memory + Tile::kQ + swizzled<kValueDim * 2>(row, chunk));
+
+  // Writes the statistics of a row and returns the factor that makes its sum of P V the output.
+  __device__ float finish_row(const TileRows& rows, int row, float maximum, float sum) const {
+    const bool empty = maximum == -kInfinity;
+    const float max_logit = empty ? -kInfinity : maximum * scale_;
+    const float lse = empty ? kInfinity : max_logit + logf(sum);
+    if (row >= rows.rows) return 0.0f;
+    rows.lse[row * rows.stats_stride] = lse;
+    if (rows.max_logits != nullptr) rows.max_logits[row * rows.stats_stride] = max_logit;
+    if (empty) return 0.0f;
+    return rows.attn_sink == nullptr ? 1.0f / sum : 1.0f / (sum * (1.0f + expf(rows.attn_sink[row] - lse)));
   }
-}
+
+  // Warp (group_, n_half_, k_half_): 32 rows, half the keys, half of d_qk. row_ is the first of the two rows of this
+  // lane among the 16 that the warp finishes.
+  const int lane_ = threadIdx.x % kWarp, warp_ = threadIdx.x / kWarp;
+  const int k_half_ = warp_ % 2, n_half_ = warp_ / 2 % 2, group_ = warp_ / 4;
+  const int row_ = group_ * 32 + k_half_ * 16 + lane_ / 4;
+
+  unsigned char* memory_;
+  uint32_t shared_;
+  float scale_;
+  uint32_t q_address_, q_rope_address_, k_offset_, k_rope_address_, p_address_, v_offset_;
+
+  float out_[Tile::kRowTiles][Tile::kOutTiles][4] = {};
+  float maximum_[2] = {-kInfinity, -kInfinity};
+  float sum_[2] = {0.0f, 0.0f};
+};
 
 }  // namespace flash_dsa::sm80

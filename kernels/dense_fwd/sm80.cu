@@ -35,7 +35,7 @@ void launch_wide(const DenseFwdParams& params, int shared_memory, CUstream_st* s
 
 template <int kDqk>
 void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
-  using Tile = sm80::NarrowTile<kDqk, 1, 8, 64>;  // 80 KiB at most: every family
+  using Tile = sm80::NarrowTile<kDqk>;  // 80 KiB at most: every family
   launch_tile<Tile>(sm80::dense_narrow_kernel<Tile>, params, stream);
 }
 

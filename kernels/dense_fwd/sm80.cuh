@@ -81,19 +81,19 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) dense_wide_kernel(const Den
   const int head = static_cast<int>(blockIdx.y);
   const int64_t query = tile.first_query + tile.start;
 
-  TileRows io;
-  io.rows = tile.rows;
-  io.q = static_cast<const bf16*>(params.q) + query * params.q_stride_s + head * params.q_stride_h;
-  io.q_stride = params.q_stride_s;
-  io.out = static_cast<bf16*>(params.out) + query * params.out_stride_s + head * params.out_stride_h;
-  io.out_stride = params.out_stride_s;
-  io.lse = params.lse + query * params.lse_stride_s + head * params.lse_stride_h;
-  io.max_logits = nullptr;
-  io.stats_stride = params.lse_stride_s;
-  io.attn_sink = nullptr;
+  TileRows rows;
+  rows.rows = tile.rows;
+  rows.q = static_cast<const bf16*>(params.q) + query * params.q_stride_s + head * params.q_stride_h;
+  rows.q_stride = params.q_stride_s;
+  rows.out = static_cast<bf16*>(params.out) + query * params.out_stride_s + head * params.out_stride_h;
+  rows.out_stride = params.out_stride_s;
+  rows.lse = params.lse + query * params.lse_stride_s + head * params.lse_stride_h;
+  rows.max_logits = nullptr;
+  rows.stats_stride = params.lse_stride_s;
+  rows.attn_sink = nullptr;
 
   SequentialKeys<Tile> keys(params, tile, head, shared_memory);
-  attend<Tile>(io, params.softmax_scale, shared_memory, keys);
+  WideAttention<Tile>(shared_memory, params.softmax_scale).run(rows, keys);
 }
 
 }  // namespace flash_dsa::sm80

@@ -101,19 +101,19 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) sparse_fwd_kernel(const Spa
   const int64_t query = blockIdx.x / tiles;
   const int head = static_cast<int>(blockIdx.x % tiles) * Tile::kM;
 
-  TileRows io;
-  io.rows = min(Tile::kM, params.h_q - head);
-  io.q = static_cast<const bf16*>(params.q) + query * params.q_stride_s + head * params.q_stride_h;
-  io.q_stride = params.q_stride_h;
-  io.out = static_cast<bf16*>(params.out) + query * params.out_stride_s + head * params.out_stride_h;
-  io.out_stride = params.out_stride_h;
-  io.lse = params.lse + query * params.h_q + head;
-  io.max_logits = params.max_logits + query * params.h_q + head;
-  io.stats_stride = 1;
-  io.attn_sink = params.attn_sink == nullptr ? nullptr : params.attn_sink + head;
+  TileRows rows;
+  rows.rows = min(Tile::kM, params.h_q - head);
+  rows.q = static_cast<const bf16*>(params.q) + query * params.q_stride_s + head * params.q_stride_h;
+  rows.q_stride = params.q_stride_h;
+  rows.out = static_cast<bf16*>(params.out) + query * params.out_stride_s + head * params.out_stride_h;
+  rows.out_stride = params.out_stride_h;
+  rows.lse = params.lse + query * params.h_q + head;
+  rows.max_logits = params.max_logits + query * params.h_q + head;
+  rows.stats_stride = 1;
+  rows.attn_sink = params.attn_sink == nullptr ? nullptr : params.attn_sink + head;
 
   GatheredKeys<Tile> keys(params, query, shared_memory);
-  attend<Tile>(io, params.sm_scale, shared_memory, keys);
+  WideAttention<Tile>(shared_memory, params.sm_scale).run(rows, keys);
 }
 
 }  // namespace flash_dsa::sm80
