@@ -54,7 +54,7 @@ class SamplingProtocol:
         return f"{self.name}-v{self.version}"
 
 
-# Bursts of 8 after 2 dropped, 60 ms rest, L2 flushed: the least spread between processes in MEASURING.md's A/A table.
+# Long enough to have the clock up, short enough to stay under the power cap: docs/measuring.md.
 CUDA_PROTOCOL = SamplingProtocol("cuda-burst", 1, 8, 2, 10, 0.060, True, 2.5, 0.060)
 # A CPU has no enqueue gap and no burst-length effect: a few short rounds.
 CPU_PROTOCOL = SamplingProtocol("cpu-rounds", 1, 2, 1, 10, 0.0, False, 1.0, 0.100)
