@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,7 +121,10 @@ def inspect_nvcc(path: str) -> Nvcc:
         raise BuildError(f"{path} --version names no release: is it nvcc?")
     release = (int(version[1]), int(version[2]))
     if release < (12, 4):
-        raise BuildError(f"{path} is release {release[0]}.{release[1]}: 12.4 or newer is needed for C++20 device code")
+        raise BuildError(
+            f"{path} is release {release[0]}.{release[1]}: 12.4 or newer is needed for C++20 device code; "
+            "FLASH_DSA_TARGETS=cpu does without"
+        )
     # nvcc may be a wrapper script; its own dry run names the toolkit it belongs to.
     top = re.search(r"^#\$ TOP=(.*)$", ask([path, "--dryrun", "-c", "-x", "cu", os.devnull], "its toolkit"), re.M)
     if not top:
@@ -129,22 +133,19 @@ def inspect_nvcc(path: str) -> Nvcc:
     return Nvcc(path, release, Path(top[1].strip()).resolve(), frozenset(re.findall(r"sm_(\w+)", codes)))
 
 
-def local_architectures() -> list[str]:
+def local_capabilities() -> list[str]:
     import torch
 
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     return [f"{major}{minor}" for major, minor in sorted(found)]
 
 
-def serving_architecture(capability: str) -> str:
-    """The newest entry of SM80_ARCHITECTURES that runs on a GPU of this compute capability without PTX, else the
-    newest PTX it can translate."""
-    same_major = [a for a in SM80_ARCHITECTURES if a[:-1] == capability[:-1] and int(a) <= int(capability)]
-    older_ptx = [a for a, ptx in SM80_ARCHITECTURES.items() if ptx and int(a) <= int(capability)]
-    candidates = same_major or older_ptx
-    if not candidates:
-        raise BuildError(f"a GPU of compute capability {capability[:-1]}.{capability[-1]} is older than 8.0")
-    return max(candidates, key=int)
+def serving_architecture(capability: str, known: Collection[str] = SM80_ARCHITECTURES) -> str | None:
+    """The newest entry of SM80_ARCHITECTURES, among those nvcc knows, that runs on a GPU of this compute capability
+    without PTX; else the newest PTX it can translate; None for a GPU older than all."""
+    older = [arch for arch in SM80_ARCHITECTURES if arch in known and int(arch) <= int(capability)]
+    same_major = [arch for arch in older if arch[:-1] == capability[:-1]]
+    return max(same_major or [arch for arch in older if SM80_ARCHITECTURES[arch]], key=int, default=None)
 
 
 def parse_targets(text: str) -> tuple[list[str], list[str] | None]:
@@ -167,24 +168,18 @@ def parse_targets(text: str) -> tuple[list[str], list[str] | None]:
         if name != "cpu":
             targets.append(name)
         if architectures:
-            sm80 = architectures
-    return targets, sm80
-
-
-def asked_for(text: str) -> tuple[list[str], list[str] | None, bool]:
-    """GPU targets, architectures for sm80 (None: all), and whether their absence is an error."""
-    if text == "native":
-        capabilities = local_architectures()
-        if not capabilities:
-            say("no GPU here: building the cpu target alone")
-        return ["sm80"] if capabilities else [], sorted({serving_architecture(c) for c in capabilities}), False
-    if text in ("auto", "all"):
-        return list(GPU_TARGETS), None, text == "all"
-    return *parse_targets(text), True
+            sm80 = [*(sm80 or []), *architectures]
+    return list(dict.fromkeys(targets)), sm80 and sorted(set(sm80), key=int)
 
 
 def make_plan(text: str) -> Plan:
-    targets, architectures, insist = asked_for(text)
+    """What FLASH_DSA_TARGETS asks for, as far as it can be had here; what was asked by name and cannot is an error."""
+    insist = text not in ("auto", "native")
+    targets, architectures = (list(GPU_TARGETS), None) if text in ("auto", "native", "all") else parse_targets(text)
+    capabilities = local_capabilities() if text == "native" else []
+    if text == "native" and not capabilities:
+        say("no GPU here: building the cpu target alone")
+        return Plan()
     if not targets:
         return Plan()
     path = find_nvcc()
@@ -198,19 +193,31 @@ def make_plan(text: str) -> Plan:
         return Plan()
     nvcc = inspect_nvcc(path)
     without_kernels = [name for name in targets if not sources_of(name)]
-    if without_kernels:
-        say(f"no kernels yet for {', '.join(without_kernels)}: sm80 serves those GPUs")
+    if without_kernels and text not in ("auto", "native", "all"):
+        raise BuildError(f"FLASH_DSA_TARGETS={text}: no kernels yet for {', '.join(without_kernels)}; use sm80")
     targets = [name for name in targets if name not in without_kernels]
     if "sm80" not in targets:
         return Plan(["cpu", *targets], [], nvcc)
-    wanted = architectures or list(SM80_ARCHITECTURES)
+    if capabilities:
+        architectures = serving_architectures(capabilities, nvcc)
+    wanted = list(SM80_ARCHITECTURES) if architectures is None else architectures
     missing = [arch for arch in wanted if arch not in nvcc.architectures]
     if missing:
         newer = f"{nvcc.path} {nvcc.release[0]}.{nvcc.release[1]} does not compile for sm_{', sm_'.join(missing)}"
-        if architectures:
+        if insist and text != "all":
             raise BuildError(f"{newer}: use a newer one")
         say(f"{newer}: left out")
-    return Plan(["cpu", *targets], [arch for arch in wanted if arch not in missing], nvcc)
+    found = [arch for arch in wanted if arch not in missing]
+    return Plan(["cpu", *targets] if found else ["cpu"], found, nvcc)
+
+
+def serving_architectures(capabilities: list[str], nvcc: Nvcc) -> list[str]:
+    """What the GPUs of this machine need; those that nothing serves are named and left out."""
+    serving = {capability: serving_architecture(capability, nvcc.architectures) for capability in capabilities}
+    for capability, arch in serving.items():
+        if arch is None:
+            say(f"no target for the GPU of compute capability {capability[:-1]}.{capability[-1]} here: left out")
+    return sorted({arch for arch in serving.values() if arch is not None}, key=int)
 
 
 def sources_of(target: str) -> list[Path]:
@@ -270,6 +277,14 @@ def cxx_compiler(scratch: Path) -> str:
     return compiler
 
 
+def ninja_path(path: Path) -> str:
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def ninja_flags(flags: list[str]) -> str:
+    return shlex.join(flags).replace("$", "$$")
+
+
 def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) -> str:
     """The build as ninja reads it; it tracks headers and command lines, so a rebuild touches only what changed."""
     host = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI]
@@ -286,14 +301,14 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
     def compile_with(rule: str, source: Path, flags: list[str], suffix: str = "") -> None:
         name = str(source.relative_to(KERNELS)).replace("/", "-") + suffix + ".o"
         objects.append(name)
-        rules.append(f"build {name}: {rule} {source}\n  flags = {' '.join(flags)}\n  level = {suffix}")
+        rules.append(f"build {name}: {rule} {ninja_path(source)}\n  flags = {ninja_flags(flags)}\n  level = {suffix}")
 
     if plan.nvcc is not None:
         host.append(f"-isystem{plan.nvcc.root / 'include'}")
         link += [f"-L{plan.nvcc.library_dir}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         rules.append(
-            f"rule nvcc\n  command = {plan.nvcc.path} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n"
-            "  deps = gcc\n  description = nvcc $in"
+            f"rule nvcc\n  command = {ninja_flags([plan.nvcc.path])} -MMD -MF $out.d $flags -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n  description = nvcc $in"
         )
         device = [
             "-std=c++20",
@@ -307,14 +322,16 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
             for source in sources_of(target):
                 compile_with("nvcc", source, [*device, *gencode])
     if plan.sm80:
-        host.append(f'-DFLASH_DSA_SM80_ARCHS="\\"{" ".join(plan.sm80)}\\""')
+        host.append(f'-DFLASH_DSA_SM80_ARCHS="{" ".join(plan.sm80)}"')
     levels = CPU_LEVELS if platform.machine() == "x86_64" else {"generic": []}
     for level, flags in levels.items():
         compile_with("cxx", CPU_SIMD_SOURCE, [*host, *flags, f"-DFLASH_DSA_CPU_LEVEL={level}"], f"-{level}")
     for source in sorted(KERNELS.rglob("*.cpp")):
         if source != CPU_SIMD_SOURCE:
             compile_with("cxx", source, [*host, *torch_includes])
-    rules.append(f"build libflash_dsa.so: link {' '.join(objects)} | {EXPORTS}\n  flags = {' '.join(link)}")
+    rules.append(
+        f"build libflash_dsa.so: link {' '.join(objects)} | {ninja_path(EXPORTS)}\n  flags = {ninja_flags(link)}"
+    )
     rules.append("default libflash_dsa.so")
     return "\n\n".join(rules) + "\n"
 

@@ -34,8 +34,8 @@ def _run(op: Callable[..., Any], *arguments: object) -> Any:
         raise NotImplementedError(reason.removeprefix(UNSUPPORTED)) from error
 
 
-def _forward_only(call: str, *tensors: torch.Tensor) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def _forward_only(call: str, *tensors: torch.Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise NotImplementedError(f"{call} has no backward: call it under torch.no_grad() or detach its inputs")
 
 
@@ -74,7 +74,7 @@ def flash_mla_sparse_fwd(
 
     Source: `flash_dsa.reference.sparse_fwd` is the definition; the signature is FlashMLA's.
     """
-    _forward_only("flash_mla_sparse_fwd", q, kv)
+    _forward_only("flash_mla_sparse_fwd", q, kv, attn_sink, out)
     arguments = (q, kv, indices, sm_scale, d_v, attn_sink, topk_length)
     if out is None:
         out, max_logits, lse = _run(_ops.sparse_fwd, *arguments)
@@ -110,9 +110,10 @@ def _flash_attn_varlen_forward(
     Returns:
         ``(out, lse)``.
     """
-    _forward_only("flash_attn_varlen_func", q, k, v)
+    _forward_only("flash_attn_varlen_func", q, k, v, out, lse)
     if softmax_scale is None:
-        softmax_scale = q.shape[-1] ** -0.5
+        # A q that has no width is refused by the op, with its name.
+        softmax_scale = q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 1.0
     arguments = (q, k, v, cu_seqlens_qo, cu_seqlens_kv, max_seqlen_qo, max_seqlen_kv, softmax_scale, causal)
     if out is None and lse is None:
         out, lse = _run(_ops.dense_fwd, *arguments)
@@ -146,8 +147,10 @@ def flash_attn_varlen_func(
         k: ``[tot_kv, h_kv, d_qk]``, h_q a multiple of h_kv.
         v: ``[tot_kv, h_kv, d_v]``; it may be a view of the first d_v columns of `k`. (d_qk, d_v) is (192, 128),
             (128, 128) or (576, 512).
-        cu_seqlens_qo: ``[batch + 1]`` int32, where each sequence starts in `q`: from 0, non-decreasing, to tot_q.
-        cu_seqlens_kv: ``[batch + 1]`` int32, the same for `k` and `v`, to tot_kv. Empty sequences are legal.
+        cu_seqlens_qo: ``[batch + 1]`` int32, where each sequence starts in `q`: from 0, non-decreasing, to at most tot_q.
+        cu_seqlens_kv: ``[batch + 1]`` int32, the same for `k` and `v`, to at most tot_kv. Empty sequences are legal. Rows of `q`
+            past the last sequence are not written in `out` and `lse`. On a GPU the contents are not checked, which would
+            have to wait for the device; bounds outside the tensors are clamped to them.
         max_seqlen_qo, max_seqlen_kv: longest sequence, as upstream asks; results do not depend on them.
         dropout_p: only 0.
         softmax_scale: factor of the scores before the softmax; ``d_qk ** -0.5`` when None.

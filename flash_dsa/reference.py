@@ -124,6 +124,7 @@ def dense_fwd(
             scores = q[rows, head].to(dtype) @ k[keys, head // group].to(dtype).T * scale
             if hidden is not None:
                 scores = scores.masked_fill(hidden, float("-inf"))
-            weights, _, lse[rows, head] = _softmax_statistics(scores)
-            out[rows, head] = weights @ v[keys, head // group].to(dtype)
+            weights, max_logits, lse[rows, head] = _softmax_statistics(scores)
+            result = weights @ v[keys, head // group].to(dtype)
+            out[rows, head] = result.masked_fill((max_logits == float("-inf")).unsqueeze(-1), 0.0)
     return out, lse

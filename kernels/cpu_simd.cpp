@@ -50,7 +50,6 @@ FLASH_DSA_INLINE UVec load_words(const In* row, int word) {
 // Queries, transposed to [word][row] by blocks of 4 x 4 words; rows that pad the last vector are 0.
 template <class In, class Dot>
 void pack_queries(const CpuTile& tile, uint32_t* q) {
-  typedef uint32_t Quad __attribute__((vector_size(16)));
   typedef uint16_t HalfQuad __attribute__((vector_size(8)));
   const int rows = padded_rows(tile), words = tile.d_qk / Dot::kPerWord;
   for (int row = 0; row < rows; row += 4) {
@@ -65,15 +64,13 @@ void pack_queries(const CpuTile& tile, uint32_t* q) {
         }
         if (row + i.value >= tile.rows) in[i.value] = Quad{};
       });
-      const Quad a = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
-                 b = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
-      const Quad c = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7),
-                 d = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+      const Quad a = shuffled<0, 4, 1, 5>(in[0], in[1]), b = shuffled<0, 4, 1, 5>(in[2], in[3]);
+      const Quad c = shuffled<2, 6, 3, 7>(in[0], in[1]), d = shuffled<2, 6, 3, 7>(in[2], in[3]);
       uint32_t* target = q + word * rows + row;
-      store(target, __builtin_shufflevector(a, b, 0, 1, 4, 5));
-      store(target + rows, __builtin_shufflevector(a, b, 2, 3, 6, 7));
-      store(target + 2 * rows, __builtin_shufflevector(c, d, 0, 1, 4, 5));
-      store(target + 3 * rows, __builtin_shufflevector(c, d, 2, 3, 6, 7));
+      store(target, shuffled<0, 1, 4, 5>(a, b));
+      store(target + rows, shuffled<2, 3, 6, 7>(a, b));
+      store(target + 2 * rows, shuffled<0, 1, 4, 5>(c, d));
+      store(target + 3 * rows, shuffled<2, 3, 6, 7>(c, d));
     }
   }
 }

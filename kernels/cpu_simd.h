@@ -38,6 +38,18 @@ typedef int32_t IVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t UVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
+typedef uint32_t Quad __attribute__((vector_size(16)));
+
+// Four lanes by number; those of `b` are 4 to 7. GCC has clang's builtin from 12 on.
+template <int i, int j, int k, int l>
+FLASH_DSA_INLINE Quad shuffled(Quad a, Quad b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  return __builtin_shuffle(a, b, Quad{i, j, k, l});
+#endif
+}
+
 template <class V>
 FLASH_DSA_INLINE V load(const void* source) {
   V value;

@@ -129,6 +129,34 @@ __device__ inline float exp2_approx(float x) {
   return y;
 }
 
+// Online softmax, in base 2: scores are shifted by the new maximum, and what was summed before shrinks by `factor`.
+struct Rescale {
+  float shift, factor;
+};
+
+__device__ inline Rescale rescale_to(float old_max, float new_max, float scale_log2) {
+  // A row that has seen nothing keeps -inf; 0 in its place lets exp2(-inf) give the zeros it should.
+  const float shift = new_max == -kInfinity ? 0.0f : __fmul_rn(new_max, scale_log2);
+  // Product and difference stay apart: fused, an unchanged maximum would give 2^(rounding of the product) instead of 1,
+  // block after block.
+  return {shift, exp2_approx(__fsub_rn(__fmul_rn(old_max, scale_log2), shift))};
+}
+
+// What a row ends with. Nothing seen: out 0, max_logit -inf, lse +inf. NaN among the scores makes all three NaN, though
+// the running maximum has lost it.
+struct RowResult {
+  float factor, max_logit, lse;
+};
+
+// A factor of 0 gives 0 even where NaN in V that the row does not see has reached its sum.
+__device__ inline float scaled(float value, float factor) { return factor == 0.0f ? 0.0f : value * factor; }
+
+__device__ inline RowResult finish_row(float maximum, float sum, float scale) {
+  if (sum == 0.0f) return {0.0f, -kInfinity, kInfinity};
+  const float max_logit = isnan(sum) && maximum != kInfinity ? sum : maximum * scale;
+  return {1.0f / sum, max_logit, max_logit == kInfinity ? kInfinity : max_logit + logf(sum)};
+}
+
 __device__ inline uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);

@@ -251,9 +251,7 @@ class WideAttention {
     for (int h = 0; h < 2; ++h) {
       const int row = row_ + h * 8;
       const float new_max = fmaxf(maximum_[h], fmaxf(block_max[h], row_maxima[(1 - n_half_) * Tile::kM + row]));
-      // A row that has seen nothing keeps -inf; 0 in its place lets exp2(-inf) give the zeros it should.
-      const float shift = new_max == -kInfinity ? 0.0f : new_max * scale_log2;
-      const float rescale = exp2_approx(maximum_[h] * scale_log2 - shift);
+      const auto [shift, rescale] = rescale_to(maximum_[h], new_max, scale_log2);
       if (n_half_ == 0 && lane_ % 4 == 0) floats(Tile::kRowScale)[row] = rescale;
       maximum_[h] = new_max;
       float block_sum = 0.0f;
@@ -337,7 +335,8 @@ class WideAttention {
     __syncthreads();
     const TileRows rows = *reinterpret_cast<const TileRows*>(memory_ + Tile::kRows);
     for (int row = threadIdx.x; row < Tile::kM; row += Tile::kThreads) {
-      floats(Tile::kRowScale)[row] = finish_row(rows, row, row_maxima[row], row_sums[row] + row_sums[Tile::kM + row]);
+      floats(Tile::kRowScale)[row] =
+          write_statistics(rows, row, row_maxima[row], row_sums[row] + row_sums[Tile::kM + row]);
     }
     __syncthreads();
 #pragma unroll
@@ -350,7 +349,7 @@ class WideAttention {
         for (int n = 0; n < Tile::kOutTiles; ++n) {
           const int chunk = warp_ * (Tile::kOutColumns / kChunk) + n;
           *reinterpret_cast<uint32_t*>(memory_ + Tile::kQ + swizzled<kValueDim * 2>(row, chunk) + lane_ % 4 * 4) =
-              pack_bf16(out_[m][n][h * 2] * factor, out_[m][n][h * 2 + 1] * factor);
+              pack_bf16(scaled(out_[m][n][h * 2], factor), scaled(out_[m][n][h * 2 + 1], factor));
         }
       }
     }
@@ -359,15 +358,13 @@ class WideAttention {
   }
 
   // Writes the statistics of a row and returns the factor that makes its sum of P V the output.
-  __device__ float finish_row(const TileRows& rows, int row, float maximum, float sum) const {
-    const bool empty = maximum == -kInfinity;
-    const float max_logit = empty ? -kInfinity : maximum * scale_;
-    const float lse = empty ? kInfinity : max_logit + logf(sum);
+  __device__ float write_statistics(const TileRows& rows, int row, float maximum, float sum) const {
+    const RowResult result = finish_row(maximum, sum, scale_);
     if (row >= rows.rows) return 0.0f;
-    rows.lse[row * rows.stats_stride] = lse;
-    if (rows.max_logits != nullptr) rows.max_logits[row * rows.stats_stride] = max_logit;
-    if (empty) return 0.0f;
-    return rows.attn_sink == nullptr ? 1.0f / sum : 1.0f / (sum * (1.0f + expf(rows.attn_sink[row] - lse)));
+    rows.lse[row * rows.stats_stride] = result.lse;
+    if (rows.max_logits != nullptr) rows.max_logits[row * rows.stats_stride] = result.max_logit;
+    if (rows.attn_sink == nullptr || result.factor == 0.0f) return result.factor;
+    return result.factor / (1.0f + expf(rows.attn_sink[row] - result.lse));
   }
 
   // Warp (group_, n_half_, k_half_): 32 rows, half the keys, half of d_qk. row_ is the first of the two rows of this

@@ -24,8 +24,10 @@ def generator(device: torch.device, seed: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, random: torch.Generator) -> torch.Tensor:
-    return (torch.randn(shape, device=device, generator=random) / 10).to(dtype)
+def normal(
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, random: torch.Generator, deviation: float = 0.1
+) -> torch.Tensor:
+    return (torch.randn(shape, device=device, generator=random) * deviation).to(dtype)
 
 
 @dataclass
@@ -85,13 +87,16 @@ def sparse_call(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> SparseCall:
-    """A call whose indices are one in five out of range, with the features named: sink, length, strided."""
+    """A call whose indices are one in five out of range, with the features named: sink, length, strided.
+
+    Scores have deviation 1.5, so that the softmax is far from uniform.
+    """
     random = generator(device, seed)
     if "strided" in features:
-        q = normal((s_q, h_q + 1, d_qk + 64), device, dtype, random)[:, 1:, 64:]
+        q = normal((s_q, h_q + 1, d_qk + 64), device, dtype, random, 5.0)[:, 1:, 64:]
         kv = normal((s_kv, 2, d_qk + 8), device, dtype, random)[:, 1:, 8:]
     else:
-        q = normal((s_q, h_q, d_qk), device, dtype, random)
+        q = normal((s_q, h_q, d_qk), device, dtype, random, 5.0)
         kv = normal((s_kv, 1, d_qk), device, dtype, random)
     margin = max(1, s_kv // 8)
     indices = torch.randint(-margin, s_kv + margin, (s_q, 1, topk), device=device, generator=random, dtype=torch.int32)
@@ -118,6 +123,7 @@ class DenseCall:
     causal: bool
     max_seqlen_qo: int
     max_seqlen_kv: int
+    softmax_scale: float | None = None
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         return flash_dsa.flash_attn_varlen_func(
@@ -128,11 +134,20 @@ class DenseCall:
             self.cu_seqlens_kv,
             self.max_seqlen_qo,
             self.max_seqlen_kv,
+            softmax_scale=self.softmax_scale,
             causal=self.causal,
         )
 
     def expected(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return reference.dense_fwd(self.q, self.k, self.v, self.cu_seqlens_qo, self.cu_seqlens_kv, causal=self.causal)
+        return reference.dense_fwd(
+            self.q,
+            self.k,
+            self.v,
+            self.cu_seqlens_qo,
+            self.cu_seqlens_kv,
+            softmax_scale=self.softmax_scale,
+            causal=self.causal,
+        )
 
     def check(self) -> None:
         """Run twice; compare with the reference and with the first run."""
@@ -154,11 +169,15 @@ def dense_call(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> DenseCall:
-    """A call on packed sequences; with `values_in_keys`, V is the first d_v columns of K's own storage."""
+    """A call on packed sequences whose scores have deviation 1, so that the softmax is far from uniform.
+
+    With `values_in_keys`, V is the first d_v columns of K's own storage.
+    """
     random = generator(device, seed)
     d_qk, d_v = head_dims
-    q = normal((sum(lengths_q), h_q, d_qk), device, dtype, random)
-    k = normal((sum(lengths_kv), h_kv, d_qk), device, dtype, random)
+    deviation = 0.3 if values_in_keys else 1.0
+    q = normal((sum(lengths_q), h_q, d_qk), device, dtype, random, 1.0 / deviation)
+    k = normal((sum(lengths_kv), h_kv, d_qk), device, dtype, random, deviation)
     v = k[..., :d_v] if values_in_keys else normal((sum(lengths_kv), h_kv, d_v), device, dtype, random)
     starts_q, starts_kv = (
         torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (lengths_q, lengths_kv)

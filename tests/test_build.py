@@ -146,6 +146,32 @@ def test_native_compiles_what_serves_the_gpu(build: ModuleType, capability: str,
     assert build.serving_architecture(capability) == architecture
 
 
+def test_native_leaves_out_a_gpu_that_nothing_serves(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path, "12.4", more="")))
+    monkeypatch.setattr(build, "local_capabilities", lambda: ["75", "90", "120"])
+    plan = build.make_plan("native")
+    assert plan.sm80 == ["80", "90"], "sm_120 is unknown to this nvcc: PTX of 80 serves"
+    assert "no target for the GPU of compute capability 7.5 here: left out" in capsys.readouterr().err
+    monkeypatch.setattr(build, "local_capabilities", lambda: ["75"])
+    assert build.make_plan("native").targets == ["cpu"]
+
+
+def test_a_target_without_kernels_asked_by_name_is_an_error(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path)))
+    with pytest.raises(SystemExit, match="no kernels yet for sm90a; use sm80"):
+        build.make_plan("sm90a")
+
+
+def test_targets_named_twice_are_built_once(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path)))
+    plan = build.make_plan("sm80:90,cpu,sm80:80")
+    assert plan.targets == ["cpu", "sm80"] and plan.sm80 == ["80", "90"]
+
+
 def test_native_without_a_gpu_is_the_cpu(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,7 +236,7 @@ def test_the_library_exports_its_c_functions_alone() -> None:
 
 @pytest.mark.slow
 def test_a_rebuild_touches_only_what_changed(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
+    tree = tmp_path / "a tree with spaces"
     ignored = shutil.ignore_patterns("build", ".git", ".venv", ".asv", "*.so", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tree, ignore=ignored)
     environment = {**os.environ, "FLASH_DSA_TARGETS": "cpu"}

@@ -128,9 +128,7 @@ class NarrowAttention {
         block_max = fmaxf(block_max, fmaxf(score[n][h * 2], score[n][h * 2 + 1]));
       }
       const float new_max = fmaxf(maximum_[h], row_max(block_max));
-      // A row that has seen nothing keeps -inf; 0 in its place lets exp2(-inf) give the zeros it should.
-      const float shift = new_max == -kInfinity ? 0.0f : new_max * scale_log2;
-      const float rescale = exp2_approx(maximum_[h] * scale_log2 - shift);
+      const auto [shift, rescale] = rescale_to(maximum_[h], new_max, scale_log2);
       maximum_[h] = new_max;
       float block_sum = 0.0f;
 #pragma unroll
@@ -169,17 +167,14 @@ class NarrowAttention {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = row_ + h * 8;
-      const float total = row_sum(sum_[h]);
-      const bool empty = maximum_[h] == -kInfinity;
-      const float factor = empty ? 0.0f : 1.0f / total;
+      const RowResult result = finish_row(maximum_[h], row_sum(sum_[h]), params_.softmax_scale);
       if (lane_ % 4 == 0 && row < tile_.rows) {
-        params_.lse[(query_ + row) * params_.lse_stride_s + head_ * params_.lse_stride_h] =
-            empty ? kInfinity : maximum_[h] * params_.softmax_scale + logf(total);
+        params_.lse[(query_ + row) * params_.lse_stride_s + head_ * params_.lse_stride_h] = result.lse;
       }
 #pragma unroll
       for (int n = 0; n < Tile::kOutTiles; ++n) {
         *reinterpret_cast<uint32_t*>(memory_ + swizzled<Tile::kDv * 2>(row, n) + lane_ % 4 * 4) =
-            pack_bf16(out_[n][h * 2] * factor, out_[n][h * 2 + 1] * factor);
+            pack_bf16(scaled(out_[n][h * 2], result.factor), scaled(out_[n][h * 2 + 1], result.factor));
       }
     }
     __syncthreads();

@@ -186,6 +186,14 @@ def test_what_is_not_provided_says_so() -> None:
         flash_dsa.flash_mla_with_kvcache()
 
 
+@pytest.mark.parametrize("name", ["kv", "attn_sink", "out"])
+def test_no_input_silently_goes_without_its_gradient(name: str) -> None:
+    arguments = sparse_arguments(torch.device("cpu"))
+    arguments[name].requires_grad_()
+    with pytest.raises(NotImplementedError, match="flash_mla_sparse_fwd has no backward"):
+        flash_dsa.flash_mla_sparse_fwd(**arguments)
+
+
 def test_target_of_names_what_serves_a_device() -> None:
     assert flash_dsa.target_of("cpu") == "cpu"
     with pytest.raises(NotImplementedError, match="no target serves mps devices; compiled: cpu"):

