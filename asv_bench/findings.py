@@ -192,23 +192,26 @@ def complexity_table(sweep: Sweep) -> Table:
 
 
 def ratios_table(sweep: Sweep) -> Table:
-    """How many times as long each other implementation takes as ours, per op: geometric mean over cases."""
+    """How many times as long each other implementation takes as ours, per op and heads: geometric mean over cases."""
+    problems = dict.fromkeys(problem_of(found) for found in sweep.records)
+    groups: dict[tuple[str, str], list[dict[str, Record]]] = {}
+    for problem in sorted(problems, key=lambda problem: problem.op, reverse=True):
+        groups.setdefault((problem.op, _heads(problem)), []).append(sweep.of(problem))
     lines = []
-    for op in ("sparse_fwd", "dense_fwd"):
+    for (op, heads), cases in groups.items():
         for name in (name for name in sweep.implementations if name != OURS):
-            found = [ratio(by_name.get(name), by_name.get(OURS)) for by_name in _of_op(sweep, op)]
-            known = [value for value in found if value]
-            if known:
-                values = [value.value for value in known]
+            found = [ratio(by_name.get(name), by_name.get(OURS)) for by_name in cases]
+            values = [value.value for value in found if value]
+            if values:
                 mean = times(geometric_mean(values))
-                lines.append((op, name, mean, times(min(values)), times(max(values)), f"{len(values)}"))
-    columns = ("<op", "<implementation", f"time over {OURS}'s (geometric mean)", "least", "most", "cases")
+                lines.append((op, heads, name, mean, times(min(values)), times(max(values)), f"{len(values)}"))
+    columns = ("<op", "<heads", "<implementation", f"time over {OURS}'s (geometric mean)", "least", "most", "cases")
     return Table("Ratios between implementations", columns, tuple(lines))
 
 
-def _of_op(sweep: Sweep, op: str) -> list[dict[str, Record]]:
-    problems = dict.fromkeys(problem_of(found) for found in sweep.records)
-    return [sweep.of(problem) for problem in problems if problem.op == op]
+def _heads(problem: Problem) -> str:
+    sharing = "MHA" if problem.h_q == problem.h_kv else "MQA" if problem.h_kv == 1 else "GQA"
+    return f"{problem.d_qk}/{problem.d_v} {sharing}"
 
 
 def measurements_table(sweep: Sweep) -> Table:
@@ -287,19 +290,20 @@ def _speed(sweep: Sweep) -> list[str]:
         best = row.best_dense
         assert best is not None
         said.append(
-            f"Against the fastest dense attention over all keys, sparse takes {_factor(value)} the time at "
-            f"s_kv {row.problem.s_kv} ({milliseconds(best['seconds_median'])} ms by {best['implementation']}, "
+            f"Against the fastest dense {best['d_qk']}/{best['d_v']} attention over all keys, K and V for each of "
+            f"{best['h_kv']} heads, sparse takes {_factor(value)} the time at s_kv {row.problem.s_kv} "
+            f"({milliseconds(best['seconds_median'])} ms by {best['implementation']}, "
             f"{milliseconds(row.sparse[OURS]['seconds_median'])} ms sparse); the FLOPs alone would give "
             f"{times(row.theoretical_speedup)}."
         )
         faster = sorted(row.problem.s_kv for row, value in known if value > 1)
         slower = sorted(row.problem.s_kv for row, value in known if value <= 1)
         if faster and not slower:
-            said.append(f"Sparse is faster than dense at every measured s_kv, from {faster[0]} to {faster[-1]}.")
+            said.append(f"Sparse is faster than that dense at every measured s_kv, from {faster[0]} to {faster[-1]}.")
         elif faster:
-            said.append(f"Sparse is faster than dense at s_kv {_list(faster)}, slower at {_list(slower)}.")
+            said.append(f"Sparse is faster than that dense at s_kv {_list(faster)}, slower at {_list(slower)}.")
         else:
-            said.append(f"Sparse is not faster than dense at any measured s_kv ({_list(slower)}).")
+            said.append(f"Sparse is not faster than that dense at any measured s_kv ({_list(slower)}).")
     said += _growth(rows)
     return said
 
@@ -360,7 +364,8 @@ def _accuracy(sweep: Sweep) -> list[str]:
     wrong = [found for found in sweep.records if (found["error"] or "").startswith("wrong_answer")]
     for found in wrong:
         where = f"{found['op']} at s_kv {found['s_kv']}"
-        said.append(f"{found['implementation']} gave a wrong answer to {where}; no time is kept.")
+        reason = (found["error"] or "").removeprefix("wrong_answer: ")
+        said.append(f"{found['implementation']} is outside the tolerance in {where} ({reason}); no time is kept.")
     return said
 
 

@@ -14,7 +14,7 @@ from instrument import invented
 from asv_bench import cases, record
 
 SPARSE = cases.cases_of("seed")[0].problem
-# INTERFACES.md, "Records".
+# Every record has these keys, in this order.
 KEYS = [
     "op",
     "s_q",

@@ -83,7 +83,7 @@ def test_ratios_are_geometric_means_over_cases() -> None:
             invented.number(other, "naive", 8.0),
         )
     )
-    assert table.rows == (("sparse_fwd", "naive", "4.00x", "2.00x", "8.00x", "2"),)
+    assert table.rows == (("sparse_fwd", "576/512 MQA", "naive", "4.00x", "2.00x", "8.00x", "2"),)
 
 
 def test_a_ratio_needs_two_numbers_of_one_process_and_protocol() -> None:
@@ -129,7 +129,7 @@ def test_missing_is_said_with_its_reason_and_is_no_zero() -> None:
     data = plots.latency_data(found)
     assert data["series"]["sparse flash_dsa"] == ["wrong answer"] and data["series"]["naive"] == [1.0]
     assert plots.speedup_data(found)["lines"] == {}
-    assert "flash_dsa gave a wrong answer to sparse_fwd at s_kv 4096; no time is kept." in dict(
+    assert "flash_dsa is outside the tolerance in sparse_fwd at s_kv 4096 (out: 3 NaN); no time is kept." in dict(
         (sentence, topic) for topic, sentence in findings.sentences(found)
     )
     rows = findings.failures_table(found).rows
@@ -152,17 +152,17 @@ def test_findings_are_computed(seed_sweep: Sweep) -> None:
     )
     assert "0.500x as fast as the peer flash_mla" in texts[1]
     assert texts[2] == (
-        "Against the fastest dense attention over all keys, sparse takes 1/160 of the time at s_kv 131072 (1,495 ms by "
-        "sdpa, 9.35 ms sparse); the FLOPs alone would give 64.0x."
+        "Against the fastest dense 576/512 attention over all keys, K and V for each of 128 heads, sparse takes 1/160 "
+        "of the time at s_kv 131072 (1,495 ms by sdpa, 9.35 ms sparse); the FLOPs alone would give 64.0x."
     )
-    assert texts[3] == "Sparse is faster than dense at every measured s_kv, from 4096 to 131072."
+    assert texts[3] == "Sparse is faster than that dense at every measured s_kv, from 4096 to 131072."
     assert "K and V of 128 heads take 36.5 GB, 242x as much." in texts[5]
     assert texts[-1] == "32 of 48 combinations have a number; the others are listed with their reason."
 
 
 def test_findings_follow_the_numbers() -> None:
     slow = findings.sentences(sweep_of(invented.number(SPARSE, "flash_dsa", 2.0), invented.number(DENSE, "sdpa", 1.0)))
-    assert any(text == "Sparse is not faster than dense at any measured s_kv (4096)." for _, text in slow)
+    assert any(text == "Sparse is not faster than that dense at any measured s_kv (4096)." for _, text in slow)
     assert any("sparse takes 2.00x the time" in text for _, text in slow)
     other = cases.cases_of("seed")[2].problem
     mixed = findings.sentences(
@@ -173,7 +173,7 @@ def test_findings_follow_the_numbers() -> None:
             invented.number(cases.dense_counterpart(other), "sdpa", 3.0),
         )
     )
-    assert any(text == "Sparse is faster than dense at s_kv 8192, slower at 4096." for _, text in mixed)
+    assert any(text == "Sparse is faster than that dense at s_kv 8192, slower at 4096." for _, text in mixed)
     assert findings.sentences(sweep_of()) == []
 
 
@@ -291,7 +291,7 @@ def test_report_fills_everything_and_then_agrees(tree: Path, monkeypatch: pytest
     readme = after["README.md"].decode()
     assert "| 131072 | 2048 | 1.56 % |" in readme and "old" not in readme and "\nbetween\n" in readme
     assert "No records of absent yet." in readme
-    assert "| sparse_fwd | naive | 8.00x | 8.00x | 8.00x | 6 |" in after["docs/speed.md"].decode()
+    assert "| sparse_fwd | 576/512 MQA | naive | 8.00x | 8.00x | 8.00x | 6 |" in after["docs/speed.md"].decode()
     assert report.regenerate(tree, check=True) == [] and report.regenerate(tree) == []
     assert snapshot(tree) == after
 

@@ -367,7 +367,7 @@ def test_doctor_says_what_is_there_and_why_not(capsys: pytest.CaptureFixture[str
 
 
 def test_importing_any_module_touches_no_gpu_and_defines_no_benchmark_but_the_suites() -> None:
-    """asv imports every module of the folder; the suites' own classes are the asv helper's to test."""
+    """asv imports every module of the folder; the suites' own classes are tested in test_suites.py."""
     code = (
         "import importlib, pkgutil, torch, asv_bench\n"
         "for module in pkgutil.iter_modules(asv_bench.__path__): importlib.import_module('asv_bench.' + module.name)\n"
