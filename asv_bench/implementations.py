@@ -44,7 +44,8 @@ class BoundCall:
         named = dict(zip(self.names, values, strict=False))
         wrong = [name for name, value in named.items() if not isinstance(value, torch.Tensor)]
         if wrong or "out" not in named:
-            raise TypeError(f"{', '.join(wrong) or 'out'}: expected a tensor, got {type(values[0]).__name__}")
+            got = type(values[0]).__name__ if values else "nothing"
+            raise TypeError(f"{', '.join(wrong) or 'out'}: expected a tensor, got {got}")
         return named
 
 
@@ -242,7 +243,7 @@ class User(Implementation):
         """Not importable, or no function."""
         try:
             self._load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return reason_of(error)
         return None
 
@@ -255,7 +256,14 @@ class User(Implementation):
                 missing = [name for name in inputs.arguments if name not in parameters]
                 if missing:
                     raise Unsupported(f"{self.name} takes no {', '.join(missing)}")
-        return BoundCall(functools.partial(function, **inputs.arguments), "user")
+
+        def call() -> Any:
+            try:
+                return function(**inputs.arguments)
+            except SystemExit as error:
+                raise RuntimeError(f"called exit({error.code!r})") from error
+
+        return BoundCall(call, "user")
 
 
 _BUILT_IN: tuple[type[Implementation], ...] = (FlashDsa, Naive, Sdpa, FlashMla)

@@ -234,6 +234,8 @@ def _measure(run: Run, problem: Problem, records: dict[str, Record]) -> dict[str
     made = inputs.make(problem, run.options.seed, device)
     for found in records.values():
         found["valid_fraction"] = made.valid_fraction
+    # Before anything runs: what a kernel does to its inputs must not reach the truth it is compared with.
+    check, unchanged = verify.Check(problem, made, run.rows_seed), verify.Unchanged(made)
     bound: dict[str, BoundCall] = {}
     for name, implementation in able.items():
         key = (*problem.fields.values(), name, run.trees[name])
@@ -245,6 +247,9 @@ def _measure(run: Run, problem: Problem, records: dict[str, Record]) -> dict[str
             bound[name] = implementation.bind(problem, made)
             bound[name].call()
             records[name]["backend"] = bound[name].backend
+        broken = unchanged.broken()
+        if broken:
+            records[name]["error"] = f"wrong_answer: changed its input {', '.join(broken)}"
     bound = {name: call for name, call in bound.items() if records[name]["error"] is None}
     results = sampling.measure(
         {name: call.call for name, call in bound.items()},
@@ -256,11 +261,12 @@ def _measure(run: Run, problem: Problem, records: dict[str, Record]) -> dict[str
     for name, result in results.items():
         if result.error:
             records[name]["error"] = error_of(result.error)
-    if any(result.error is None for result in results.values()):
-        check = verify.Check(problem, made, run.rows_seed)
-        for name, result in results.items():
-            if result.error is None:
-                _conclude(records[name], result, check.verdict(bound[name], result.output))
+    broken = unchanged.broken()
+    for name, result in results.items():
+        if broken:  # by one of them, in a later launch: no number of this case can be trusted
+            records[name]["error"] = f"invalid_measurement: input {', '.join(broken)} changed while it was timed"
+        elif result.error is None:
+            _conclude(records[name], result, check.verdict(bound[name], result.output))
     return results
 
 

@@ -10,7 +10,7 @@ import torch
 
 from asv_bench.cases import Problem
 from asv_bench.implementations import BoundCall
-from asv_bench.inputs import Inputs
+from asv_bench.inputs import Inputs, make
 from asv_bench.numerics import TOLERANCES, difference, max_abs_error
 
 QUERIES = 8  # drawn besides the first and the last
@@ -55,9 +55,11 @@ class Check:
             call: the call. result: what it returned in the last timed launch.
         """
         try:
-            outputs = call.outputs(result)
-        except TypeError as error:
+            return self._compare(call.outputs(result))
+        except Exception as error:  # whatever a kernel returned that cannot even be compared
             return Verdict(None, f"wrong_answer: {error}")
+
+    def _compare(self, outputs: dict[str, torch.Tensor]) -> Verdict:
         worst = None
         for name, output in outputs.items():
             tolerance = TOLERANCES[self.problem.op][name]
@@ -65,6 +67,8 @@ class Check:
             shape = [self.problem.s_q, self.problem.h_q, *tail]
             if list(output.shape) != shape:
                 return Verdict(None, f"wrong_answer: {name}: shape expected {shape}, got {list(output.shape)}")
+            if not output.is_floating_point():
+                return Verdict(None, f"wrong_answer: {name}: expected floating point, got {output.dtype}")
             rows = self._rows(output)
             if name == "out":
                 worst = max_abs_error(rows, self._expected[name])
@@ -76,6 +80,33 @@ class Check:
     def _rows(self, output: torch.Tensor) -> torch.Tensor:
         """[queries, heads, ...] of an output [s_q, h_q, ...]."""
         return output[_index(self.queries, output)][:, _index(self.heads, output)]
+
+
+class Unchanged:
+    """Notices a kernel that writes into its inputs, and puts them back.
+
+    Args:
+        inputs: what all implementations of a case are given.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._sums = self._now()
+
+    def _now(self) -> dict[str, int]:
+        tensors = {name: value for name, value in self._inputs.arguments.items() if isinstance(value, torch.Tensor)}
+        words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        return {name: int(value.view(words[value.element_size()]).sum()) for name, value in tensors.items()}
+
+    def broken(self) -> list[str]:
+        """Names of the inputs that have changed since; they are as they were again."""
+        now = self._now()
+        changed = [name for name, total in self._sums.items() if now[name] != total]
+        if changed:
+            fresh = make(self._inputs.problem, self._inputs.seed, self._inputs.arguments["q"].device)
+            for name in changed:
+                self._inputs.arguments[name].copy_(fresh.arguments[name])
+        return changed
 
 
 def poison(result: Any, inputs: Inputs | None = None) -> None:

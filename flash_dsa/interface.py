@@ -147,10 +147,11 @@ def flash_attn_varlen_func(
         k: ``[tot_kv, h_kv, d_qk]``, h_q a multiple of h_kv.
         v: ``[tot_kv, h_kv, d_v]``; it may be a view of the first d_v columns of `k`. (d_qk, d_v) is (192, 128),
             (128, 128) or (576, 512).
-        cu_seqlens_qo: ``[batch + 1]`` int32, where each sequence starts in `q`: from 0, non-decreasing, to at most tot_q.
-        cu_seqlens_kv: ``[batch + 1]`` int32, the same for `k` and `v`, to at most tot_kv. Empty sequences are legal. Rows of `q`
-            past the last sequence are not written in `out` and `lse`. On a GPU the contents are not checked, which would
-            have to wait for the device; bounds outside the tensors are clamped to them.
+        cu_seqlens_qo: ``[batch + 1]`` int32, where each sequence starts in `q`: from 0, non-decreasing, to at most
+            tot_q. Rows past the last sequence are not written in `out` and `lse`.
+        cu_seqlens_kv: ``[batch + 1]`` int32, the same for `k` and `v`, to at most tot_kv. Empty sequences are legal.
+            On a GPU the contents of both are not checked, which would have to wait for the device; bounds outside the
+            tensors are clamped to them.
         max_seqlen_qo, max_seqlen_kv: longest sequence, as upstream asks; results do not depend on them.
         dropout_p: only 0.
         softmax_scale: factor of the scores before the softmax; ``d_qk ** -0.5`` when None.

@@ -53,6 +53,24 @@ def computed_once(**arguments: Any) -> torch.Tensor:
     return _computed[key]
 
 
+def zeroes_its_input(**arguments: Any) -> torch.Tensor:
+    """Right for what it made of its input, which the others are given too."""
+    arguments["kv"].zero_()
+    return right(**arguments)
+
+
+def empty_tuple(**arguments: Any) -> tuple[()]:
+    return ()
+
+
+def on_the_meta_device(**arguments: Any) -> torch.Tensor:
+    return right(**arguments).to("meta")
+
+
+def complex_numbers(**arguments: Any) -> torch.Tensor:
+    return right(**arguments).to(torch.complex64)
+
+
 def view_of_input(**arguments: Any) -> torch.Tensor:
     """Returns memory of its own input, which poisoning must not touch."""
     return arguments["q"][:, :, : arguments.get("d_v", 128)]
@@ -98,3 +116,8 @@ def interrupts_on_dense(**arguments: Any) -> torch.Tensor:
 
 
 not_callable = 3
+
+
+def exits(**arguments: Any) -> torch.Tensor:
+    """Asks for the end of the process."""
+    raise SystemExit(0)

@@ -86,7 +86,20 @@ def test_failing_ones_are_recorded_and_the_others_measured(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "function", ["scaled", "one_row_wrong", "not_written", "wrong_shape", "nothing", "view_of_input", "computed_once"]
+    "function",
+    [
+        "scaled",
+        "one_row_wrong",
+        "not_written",
+        "wrong_shape",
+        "nothing",
+        "view_of_input",
+        "computed_once",
+        "zeroes_its_input",
+        "empty_tuple",
+        "on_the_meta_device",
+        "complex_numbers",
+    ],
 )
 def test_a_wrong_answer_is_never_timed(function: str, tmp_path: Path) -> None:
     found = swept(tmp_path, PLANTED + function, "naive", chosen=(SPARSE,))
@@ -94,7 +107,14 @@ def test_a_wrong_answer_is_never_timed(function: str, tmp_path: Path) -> None:
     assert wrong["error"].startswith("wrong_answer: ")
     assert wrong["seconds_median"] is wrong["tflops"] is None and wrong["samples"] == 0
     assert PLANTED + function not in (tmp_path / "sweep.samples.jsonl").read_text()
-    assert found["sparse_fwd", "naive"]["error"] is None  # whose inputs the other one's poisoning must not touch
+    naive = found["sparse_fwd", "naive"]  # whose inputs the other one's poisoning must not touch
+    assert naive["error"] is None and naive["max_abs_err"] > 0 and naive["seconds_median"] > 0
+
+
+def test_a_kernel_that_exits_is_a_failure(tmp_path: Path) -> None:
+    found = swept(tmp_path, PLANTED + "exits", "naive", chosen=(SPARSE,))
+    assert found["sparse_fwd", PLANTED + "exits"]["error"] == "failed: RuntimeError: called exit(0)"
+    assert found["sparse_fwd", "naive"]["error"] is None
 
 
 def test_a_late_failure_is_caught_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
