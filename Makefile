@@ -30,6 +30,14 @@ ASV_VENV ?= $(if $(filter local-%,$(MACHINE)),$(CURDIR)/$(VENV),/tmp/flash-dsa-v
 SIDECAR  = $(CURDIR)/asv_bench/results/$(MACHINE)/$(COMMIT).telemetry.jsonl
 JUNIT_SUMMARY ?= build/junit-summary.md
 
+# Paths go through the shell and into asv's arguments.
+ifneq ($(words $(CURDIR)),1)
+$(error this folder's path has a space in it, which make cannot handle: move the clone)
+endif
+ifneq ($(shell printf '%s' '$(subst ','"'"',$(MACHINE))' | tr -d 'A-Za-z0-9._-'),)
+$(error MACHINE expected letters, digits, '.', '_' and '-', got $(MACHINE))
+endif
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help env build bench test test-all check publish FORCE
@@ -78,7 +86,8 @@ ASV_MACHINE = $(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --c
 
 bench: build ## measure: sweep, one asv run of this commit, dashboard
 	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one"; exit 1; }
-	@case "$(MACHINE)" in local-*) ;; *) git diff --quiet HEAD -- . ':!asv_bench/results' ':!asv_bench/sweeps' || { \
+	@case "$(MACHINE)" in local-*) ;; *) \
+	    test -z "$$(git status --porcelain -- . ':!asv_bench/results' ':!asv_bench/sweeps')" || { \
 	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
 	@test "$(ASV_VENV)" = "$(CURDIR)/$(VENV)" || ln -sfn "$(CURDIR)/$(VENV)" "$(ASV_VENV)"
