@@ -88,6 +88,10 @@ SPARSE: list[tuple[str, Change, str]] = [
     ("out", lambda t: t.float(), r"`out` expected dtype bfloat16, got float32"),
     ("out", lambda t: t[:1].expand(4, -1, -1), r"`out` expected memory of its own .*stride 0 in dimension 0"),
     ("out", odd_stride, r"`out` expected strides that are multiples of 8 elements"),
+    ("out", misaligned, r"`out` expected data aligned to 16 bytes"),
+    ("out", scattered, r"`out` expected stride 1 in its last dimension, got 2"),
+    ("kv", scattered, r"`kv` expected stride 1 in its last dimension, got 2"),
+    ("topk_length", scattered, r"`topk_length` expected a contiguous tensor"),
 ]
 
 DENSE: list[tuple[str, Change, str]] = [
@@ -110,6 +114,10 @@ DENSE: list[tuple[str, Change, str]] = [
     ("cu_seqlens_kv", scattered, r"`cu_seqlens_kv` expected a contiguous tensor"),
     ("max_seqlen_qo", lambda _: -1, r"`max_seqlen_qo` expected a number >= 0, got -1"),
     ("max_seqlen_kv", lambda _: -2, r"`max_seqlen_kv` expected a number >= 0, got -2"),
+    ("k", misaligned, r"`k` expected data aligned to 16 bytes"),
+    ("v", misaligned, r"`v` expected data aligned to 16 bytes"),
+    ("k", lambda t: t[:, :0], r"`v` expected h_kv = 0 in dimension 1, got shape \[6, 2, 128\]"),
+    ("cu_seqlens_kv", lambda t: t.long(), r"`cu_seqlens_kv` expected dtype int32, got int64"),
     ("softmax_scale", lambda _: -0.5, r"`softmax_scale` expected a finite number > 0, got -0.5"),
 ]
 
@@ -136,6 +144,45 @@ def test_dense_fwd_checks_where_it_writes(plain_device: torch.device, name: str)
     wrong = torch.empty(5, 4, device=plain_device, dtype=torch.bfloat16 if name == "out" else torch.float32)
     with pytest.raises(RuntimeError, match=f"dense_fwd: `{name}` expected shape"):
         flash_dsa._flash_attn_varlen_forward(**arguments, **{name: wrong})
+
+
+OUTPUTS: list[tuple[str, Change, str]] = [
+    ("out", lambda t: t.float(), "expected dtype bfloat16, got float32"),
+    ("out", misaligned, "expected data aligned to 16 bytes"),
+    ("out", lambda t: t[:1].expand(6, -1, -1), "expected memory of its own for every element"),
+    ("lse", lambda t: t.double(), "expected dtype float32, got float64"),
+    ("lse", lambda t: t[:1].expand(6, -1), "expected memory of its own for every element"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), OUTPUTS)
+def test_dense_fwd_out_says_what_is_wrong(plain_device: torch.device, name: str, change: Change, message: str) -> None:
+    arguments = dense_arguments(plain_device)
+    places = {
+        "out": torch.empty(6, 4, 128, dtype=torch.bfloat16, device=plain_device),
+        "lse": torch.empty(6, 4, device=plain_device),
+    }
+    places[name] = change(places[name])
+    with pytest.raises(RuntimeError, match=f"dense_fwd: `{name}` {message}"):
+        flash_dsa._flash_attn_varlen_forward(**arguments, **places)
+
+
+STATISTICS: list[tuple[Change, str]] = [
+    (lambda t: t[:3], r"expected shape \[s_q, h_q\] = \[4, 8\], got \[3, 8\]"),
+    (lambda t: t.double(), "expected dtype float32, got float64"),
+    (scattered, "expected a contiguous tensor"),
+]
+
+
+@pytest.mark.parametrize("name", ["max_logits", "lse"])
+@pytest.mark.parametrize(("change", "message"), STATISTICS)
+def test_sparse_fwd_out_says_what_is_wrong(plain_device: torch.device, name: str, change: Change, message: str) -> None:
+    given = sparse_arguments(plain_device)
+    places = {key: torch.empty(4, 8, device=plain_device) for key in ("max_logits", "lse")}
+    places[name] = change(places[name])
+    leading = [given[key] for key in ("q", "kv", "indices", "sm_scale")]
+    with pytest.raises(RuntimeError, match=f"sparse_fwd: `{name}` {message}"):
+        torch.ops.flash_dsa.sparse_fwd_out(*leading, 512, None, None, given["out"], places["max_logits"], places["lse"])
 
 
 def test_the_arguments_above_are_right_before_they_are_changed(plain_device: torch.device) -> None:
