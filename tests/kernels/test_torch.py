@@ -148,10 +148,8 @@ def test_another_thread() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.two_gpus
 def test_tensors_on_a_gpu_that_is_not_current() -> None:
-    if torch.cuda.device_count() < 2:
-        # Not a skip: with one GPU there is nothing here that could go wrong.
-        return
     expected = sparse_call(torch.device("cuda:0"), 20, 300, 64, 128).run()
     with torch.cuda.device(0):
         results = sparse_call(torch.device("cuda:1"), 20, 300, 64, 128).run()
