@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from asv_bench import suite
+from asv_bench import suite, views
 
 
-class Control(suite.GpuViews):
+class Control(views.GpuViews):
     """A copy in device memory and a matrix product of torch."""
 
     view = "control"
@@ -19,7 +19,7 @@ class Control(suite.GpuViews):
         return self.samples(cache, work)
 
 
-class ControlSmoke(suite.CpuViews):
+class ControlSmoke(views.CpuViews):
     """The same, smaller, on the CPU."""
 
     view = "control"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from asv_bench import suite
+from asv_bench import suite, views
 
 
-class DensePrefill(suite.GpuViews):
+class DensePrefill(views.GpuViews):
     """The GPU grid."""
 
     view = "dense"
@@ -19,7 +19,7 @@ class DensePrefill(suite.GpuViews):
         return self.samples(cache, s_kv, head_dims, implementation)
 
 
-class DensePrefillSmoke(suite.CpuViews):
+class DensePrefillSmoke(views.CpuViews):
     """The CPU grid."""
 
     view = "dense"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from asv_bench import cases, implementations, record, telemetry
+from asv_bench import cases, errors, implementations, record, telemetry
 from asv_bench.tables import Table
 
 
@@ -57,7 +57,7 @@ def _target(device: torch.device) -> str:
     try:
         return str(importlib.import_module("flash_dsa").target_of(device))
     except Exception as error:
-        return f"none: {implementations.reason_of(error)}"
+        return f"none: {errors.reason_of(error)}"
 
 
 def _version() -> str:
@@ -65,4 +65,4 @@ def _version() -> str:
         module = importlib.import_module("flash_dsa")
         return f"{module.__version__}, compiled targets: {module.compiled_targets()}"
     except Exception as error:
-        return f"not importable: {implementations.reason_of(error)}"
+        return f"not importable: {errors.reason_of(error)}"

@@ -17,11 +17,8 @@ import torch
 
 from asv_bench import naive
 from asv_bench.cases import Problem
+from asv_bench.errors import NotInThisVersion, Unsupported, reason_of
 from asv_bench.inputs import Inputs
-
-
-class Unsupported(Exception):
-    """The implementation cannot do this problem here; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +88,17 @@ class FlashDsa(Implementation):
         """Sparse writes into an `out` made once; dense allocates."""
         flash_dsa = importlib.import_module("flash_dsa")
         backend = flash_dsa.target_of(inputs.device)
+        name = "flash_attn_varlen_func" if problem.op == "dense_fwd" else "flash_mla_sparse_fwd"
+        function = getattr(flash_dsa, name, None)
+        if function is None:
+            raise NotInThisVersion(f"flash_dsa {flash_dsa.__version__} has no {name}")
         if problem.op == "dense_fwd":
-            return BoundCall(
-                functools.partial(flash_dsa.flash_attn_varlen_func, **inputs.arguments), backend, ("out", "lse")
-            )
+            return BoundCall(functools.partial(function, **inputs.arguments), backend, ("out", "lse"))
         q = inputs.arguments["q"]
         out = torch.full((problem.s_q, problem.h_q, problem.d_v), float("nan"), dtype=q.dtype, device=q.device)
-        call = functools.partial(flash_dsa.flash_mla_sparse_fwd, **inputs.arguments, out=out)
-        return BoundCall(call, backend, ("out", "max_logits", "lse"))
+        return BoundCall(
+            functools.partial(function, **inputs.arguments, out=out), backend, ("out", "max_logits", "lse")
+        )
 
 
 class Naive(Implementation):
@@ -137,7 +137,7 @@ class Sdpa(Implementation):
         refused = []
         for name, enum_name in self._BACKENDS:
             call = self._call(problem, inputs, name, enum_name)
-            reason = call if isinstance(call, str) else _refusal(call)
+            reason = call if isinstance(call, str) else _refusal(call, inputs.device)
             if reason is None and not isinstance(call, str):
                 return BoundCall(call, name)
             refused.append(f"{name}: {reason}")
@@ -257,13 +257,7 @@ class User(Implementation):
                 if missing:
                     raise Unsupported(f"{self.name} takes no {', '.join(missing)}")
 
-        def call() -> Any:
-            try:
-                return function(**inputs.arguments)
-            except SystemExit as error:
-                raise RuntimeError(f"called exit({error.code!r})") from error
-
-        return BoundCall(call, "user")
+        return BoundCall(functools.partial(function, **inputs.arguments), "user")
 
 
 _BUILT_IN: tuple[type[Implementation], ...] = (FlashDsa, Naive, Sdpa, FlashMla)
@@ -290,45 +284,36 @@ def get(name: str) -> Implementation:
     raise ValueError(f"implementation: expected one of {', '.join(names())} or module:function, got {name!r}")
 
 
-def reason_of(error: BaseException) -> str:
-    """An exception as a reason: its type and the first lines of its message, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:3])
-    text = text if len(text) <= 300 else text[:297] + "..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def error_of(error: BaseException) -> str:
-    """An exception as a record's `error`: `kind: reason`."""
-    if isinstance(error, Unsupported):
-        return f"unsupported: {error}"
-    if isinstance(error, NotImplementedError):
-        return f"unsupported: {reason_of(error)}"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out_of_memory: {reason_of(error)}"
-    if type(error).__name__ == "InvalidMeasurement":
-        return f"invalid_measurement: {error}"
-    return f"failed: {reason_of(error)}"
-
-
 def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     batch, h_kv, tokens, dim = tensor.shape
     repeated = tensor.unsqueeze(2).expand(batch, h_kv, heads // h_kv, tokens, dim)
     return repeated.reshape(batch, heads, tokens, dim)
 
 
-def _refusal(call: Callable[[], Any]) -> str | None:
-    """Why a backend refuses, from its exception and the warnings torch gives as explanation; None if it runs."""
+def _refusal(call: Callable[[], Any], device: torch.device) -> str | None:
+    """Why a backend refuses, from its exception and the warnings torch gives as explanation; None if it runs.
+
+    Raises:
+        RuntimeError: what the backend raised, when the device does not answer any more: no other can be tried.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = call()
-            if result.device.type == "cuda":
-                torch.cuda.synchronize(result.device)
+            call()
+            _synchronize(device)
         except Exception as error:
+            try:
+                _synchronize(device)
+            except RuntimeError:
+                raise error from None
             said = [str(warning.message).split(" (Triggered")[0] for warning in caught]
             return _join([reason_of(error), *said[:2]])
     return None
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _join(parts: Sequence[str]) -> str:

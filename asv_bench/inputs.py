@@ -44,6 +44,11 @@ class Inputs:
         device: torch.device = self.arguments["q"].device
         return device
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The arguments that are tensors."""
+        return {name: value for name, value in self.arguments.items() if isinstance(value, torch.Tensor)}
+
 
 def make(problem: Problem, seed: int, device: torch.device | str) -> Inputs:
     """Tensors of one call, deterministic in (problem, seed) on one kind of device.
@@ -96,6 +101,27 @@ def make(problem: Problem, seed: int, device: torch.device | str) -> Inputs:
         arguments["topk_length"] = length.to(torch.int32)
         valid &= torch.arange(problem.topk, device=device) < length.unsqueeze(1)
     return Inputs(problem, seed, arguments, valid.sum().item() / valid.numel())
+
+
+def alter(inputs: Inputs) -> None:
+    """Changes the values of all tensors in place, and nothing that time depends on.
+
+    Floating-point tensors change sign and rows of indices move on by one query, so that no result of the tensors as
+    they were is right, and neither is one of some tensors as they were and the others as they are. Altered once more,
+    signs are back and rows are not.
+
+    Args:
+        inputs: of `make`.
+    """
+    negated = set()
+    for name in ("q", "kv", "k", "v", "attn_sink"):
+        tensor = inputs.arguments.get(name)
+        if tensor is not None and tensor.untyped_storage().data_ptr() not in negated:
+            negated.add(tensor.untyped_storage().data_ptr())
+            tensor.neg_()
+    for name in ("indices", "topk_length"):
+        if name in inputs.arguments:
+            inputs.arguments[name].copy_(inputs.arguments[name].roll(1, 0))
 
 
 def make_indices(

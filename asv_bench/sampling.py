@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from asv_bench.clocks import Clock, CpuClock, CudaClock, Reading
+from asv_bench.errors import DeviceLost, InvalidMeasurement
 from asv_bench.telemetry import Conditions, summarize
 
 CONFIDENCE = 0.95
@@ -91,7 +92,7 @@ class Samples:
     plan: Plan | None = None
     telemetry: dict[str, Any] = field(default_factory=dict)
     output: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
     @property
     def seconds(self) -> list[float]:
@@ -172,7 +173,7 @@ def measure(
     clock: Clock,
     *,
     conditions: Callable[[], Conditions] | None = None,
-    before_burst: Mapping[str, Callable[[Any], None]] | None = None,
+    before: Mapping[str, Callable[[Any], None]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Samples]:
     """Measures implementations interleaved, burst by burst, in this process.
@@ -185,7 +186,8 @@ def measure(
         protocol: how samples are taken.
         clock: where time comes from.
         conditions: called while a burst runs; its slowdown reasons discard the burst's samples.
-        before_burst: called with the implementation's last output before each of its bursts, untimed: poisons it.
+        before: called untimed, with the implementation's last output or None, before anything of it is launched: before
+            it is warmed up and before each of its bursts.
         progress: called with the implementation's name after each of its bursts.
     Returns:
         Samples by name, for every name in `callables`.
@@ -193,11 +195,11 @@ def measure(
         DeviceLost: when the device does not answer after an implementation failed.
     """
     results = {name: Samples() for name in callables}
+    ready = {name: before[name] if before else _nothing for name in callables}
     host_seconds: dict[str, float] = {}
     for name, call in callables.items():
-        _guarded(
-            name, results[name], clock, partial(_warm_up, name, call, protocol, clock, results[name], host_seconds)
-        )
+        warm_up = partial(_warm_up, name, call, protocol, clock, results[name], host_seconds)
+        _note_failure(results[name], guarded(name, clock, partial(warm_up, ready[name])))
     seen: dict[str, list[Conditions]] = {name: [] for name in callables}
     rounds = max((sample.plan.bursts for sample in results.values() if sample.plan), default=0)
     for turn in range(rounds):
@@ -205,9 +207,8 @@ def measure(
             result = results[name]
             if result.error or result.plan is None or turn >= result.plan.bursts:
                 continue
-            poison = before_burst.get(name) if before_burst else None
             burst = partial(_burst, callables[name], protocol, clock, result, host_seconds[name])
-            _guarded(name, result, clock, partial(burst, poison, conditions, seen[name]))
+            _note_failure(result, guarded(name, clock, partial(burst, ready[name], conditions, seen[name])))
             if progress:
                 progress(name)
     for name, result in results.items():
@@ -215,30 +216,36 @@ def measure(
     return results
 
 
-class DeviceLost(RuntimeError):
-    """The device answers no more after a failure; only a new process can go on.
+def guarded(name: str, clock: Clock, action: Callable[[], object]) -> BaseException | None:
+    """Does something that may fail in any way but Ctrl-C, and says how it failed.
 
     Args:
-        name: the implementation that failed. error: what it raised.
+        name: what is tried, for the message. clock: of the device. action: what to do.
+    Returns:
+        What was raised, or None.
+    Raises:
+        DeviceLost: when the device does not answer after the failure.
     """
-
-    def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(f"{name}: {type(error).__name__}: {error}")
-        self.name = name
-        self.error = error
-
-
-def _guarded(name: str, result: Samples, clock: Clock, action: Callable[[], None]) -> None:
     try:
         action()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The traceback keeps the failed call's tensors alive, which after an out-of-memory error is the memory itself.
-        result.error = error.with_traceback(None)
-        result.output = None
+        reason = error.with_traceback(None)
         try:
             clock.wait()
         except Exception as lost:
-            raise DeviceLost(name, result.error) from lost
+            raise DeviceLost(name, reason) from lost
+        return reason
+    return None
+
+
+def _note_failure(result: Samples, failure: BaseException | None) -> None:
+    if failure:
+        result.error, result.output = failure, None
+
+
+def _nothing(output: Any) -> None:
+    """Nobody wants to know."""
 
 
 def _warm_up(
@@ -248,7 +255,9 @@ def _warm_up(
     clock: Clock,
     result: Samples,
     host_seconds: dict[str, float],
+    ready: Callable[[Any], None],
 ) -> None:
+    ready(None)
     result.output = call()
     clock.wait()
     result.output = None
@@ -272,14 +281,13 @@ def _burst(
     clock: Clock,
     result: Samples,
     host_seconds: float,
-    poison: Callable[[Any], None] | None,
+    ready: Callable[[Any], None],
     conditions: Callable[[], Conditions] | None,
     seen: list[Conditions],
 ) -> None:
     assert result.plan is not None
     clock.rest(protocol.rest_seconds)
-    if poison:
-        poison(result.output)
+    ready(result.output)
     launches = result.plan.dropped + result.plan.launches
     readings: list[tuple[Reading, Reading]] = []
     starved: list[bool] = []
@@ -327,10 +335,6 @@ def _conclude(result: Samples, seen: list[Conditions]) -> None:
     if result.error is None and not result.seconds:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(result.discarded.items()))
         result.error = InvalidMeasurement(f"every sample was discarded: {reasons or 'none was taken'}")
-
-
-class InvalidMeasurement(RuntimeError):
-    """Samples were taken and none could be kept."""
 
 
 def for_device(device: Any) -> tuple[SamplingProtocol, Clock]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from asv_bench import suite
+from asv_bench import suite, views
 
 
-class SparsePrefill(suite.GpuViews):
+class SparsePrefill(views.GpuViews):
     """The GPU grid."""
 
     view = "sparse"
@@ -19,7 +19,7 @@ class SparsePrefill(suite.GpuViews):
         return self.samples(cache, s_kv, topk, implementation)
 
 
-class SparsePrefillSmoke(suite.CpuViews):
+class SparsePrefillSmoke(views.CpuViews):
     """The CPU grid."""
 
     view = "sparse"

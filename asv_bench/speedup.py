@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from asv_bench import suite
+from asv_bench import suite, views
 
 
-class SparseOverDense(suite.GpuViews):
+class SparseOverDense(views.GpuViews):
     """The GPU grid: both by flash_dsa, taking turns in one process."""
 
     view = "ratio"
@@ -20,7 +20,7 @@ class SparseOverDense(suite.GpuViews):
         return self.samples(cache, s_kv, topk, head_dims)
 
 
-class SparseOverDenseSmoke(suite.CpuViews):
+class SparseOverDenseSmoke(views.CpuViews):
     """The CPU grid."""
 
     view = "ratio"

@@ -1,12 +1,7 @@
-"""What the asv suites share: the grids, the one pass that measures a grid, and how its samples become asv's.
-
-asv runs `setup_cache` of a base class once for all its subclasses and parameters, then every point in a process of its
-own. So everything is measured in one pass, and the points are views of it: they import neither torch nor the library.
-"""
+"""What the asv suites share: the grids, the one pass that measures a grid, and how its samples become asv's."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import statistics
@@ -18,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from asv_bench import sampling
 from asv_bench.cases import Problem, dense_case, sparse_case
+from asv_bench.errors import DeviceLost, NotInThisVersion, WrongAnswer, error_of
 
 if TYPE_CHECKING:
-    from asv_bench.implementations import BoundCall
-    from asv_bench.inputs import Inputs
+    from asv_bench import group
     from asv_bench.telemetry import Conditions
 
 OURS = "flash_dsa"
@@ -116,52 +111,6 @@ CPU = Grid(
 CONTROLS = ("copy", "gemm")
 
 
-class _Views:
-    """Base of the suites: `view` names the subclass in the cache."""
-
-    view: str
-    type = "time"  # with samples, gives asv's median, interval and Mann-Whitney test; tests/instrument holds it to that
-    unit = "seconds"
-
-    def setup(self, cache: Cache, *point: Any) -> None:
-        """n/a with its reason."""
-        entry = cache.get(WHOLE_GRID) or cache[(self.view, *point)]
-        if "unavailable" in entry:
-            raise NotImplementedError(entry["unavailable"])
-
-    def samples(self, cache: Cache, *point: Any) -> dict[str, Any]:
-        """What a `track_` method returns. Raises RuntimeError: a failed benchmark, never a number."""
-        entry = cache[(self.view, *point)]
-        if "failed" in entry:
-            raise RuntimeError(entry["failed"])
-        return {"samples": entry["samples"], "number": 1}
-
-
-# setup_cache is defined in either class, not in their base: asv tells the passes apart by its source line.
-class GpuViews(_Views):
-    """Views of the GPU grid."""
-
-    version = GPU.protocol.label
-
-    def setup_cache(self) -> Cache:
-        """The one pass."""
-        return measure(GPU)
-
-    setup_cache.timeout = 1800  # type: ignore[attr-defined]
-
-
-class CpuViews(_Views):
-    """Views of the CPU grid."""
-
-    version = CPU.protocol.label
-
-    def setup_cache(self) -> Cache:
-        """The one pass."""
-        return measure(CPU)
-
-    setup_cache.timeout = 600  # type: ignore[attr-defined]
-
-
 def measure(grid: Grid) -> Cache:
     """Measures a grid, everything in this process.
 
@@ -182,15 +131,15 @@ def measure(grid: Grid) -> Cache:
     cache = _measure_controls(grid, notebook)
     for members in grid.groups():
         try:
-            results = _measure_group(members, grid, notebook)
-        except sampling.DeviceLost as lost:
-            failure = {"failed": f"the device was lost at {lost}"}
+            outcomes = _measure_group(members, grid, notebook)
+        except DeviceLost as lost:
+            failure = {"failed": error_of(lost)}
             return {view: failure for group in grid.groups() for view in group} | cache
-        for view, result in results.items():
+        for view, outcome in outcomes.items():
             if view[0] == "ratio":
-                cache[view] = _ratio(result, results["dense", view[1], view[3], OURS])
+                cache[view] = _ratio(outcome, outcomes["dense", view[1], view[3], OURS])
             else:
-                cache[view] = _entry(members[view][1], result)
+                cache[view] = _entry(members[view][1], outcome)
     return cache
 
 
@@ -241,90 +190,53 @@ def _measure_controls(grid: Grid, notebook: Notebook) -> Cache:
     results = sampling.measure(calls, grid.protocol, clock, conditions=notebook.conditions)
     for name, result in results.items():
         notebook.write({"control": name, **_facts(result)})
-    return {("control", name): _entry(OURS, result) for name, result in results.items()}
+    return {("control", name): _control_entry(result) for name, result in results.items()}
+
+
+def _control_entry(result: sampling.Samples) -> Entry:
+    return {"failed": error_of(result.error)} if result.error else {"samples": _rounded(result.seconds)}
 
 
 def _measure_group(
     members: dict[View, tuple[Problem, str]], grid: Grid, notebook: Notebook
-) -> dict[View, sampling.Samples]:
-    """Measures the members of a group in turns and checks what they computed."""
-    from asv_bench import verify
-
-    results: dict[View, sampling.Samples] = {}
-    inputs: dict[Problem, Inputs] = {}
-    bound: dict[View, BoundCall] = {}
-    for view, (problem, implementation) in members.items():
-        try:
-            bound[view] = _bind(problem, implementation, inputs, grid.device)
-        except Exception as error:
-            # Without its traceback, which after an out-of-memory error keeps that memory alive.
-            results[view] = sampling.Samples(error=error.with_traceback(None))
-    names = {str(view): view for view in bound}
-    measured = sampling.measure(
-        {name: bound[view].call for name, view in names.items()},
-        grid.protocol,
-        sampling.for_device(grid.device)[1],
-        conditions=notebook.conditions,
-        before_burst=dict.fromkeys(names, verify.poison),
-    )
-    results |= {view: measured[name] for name, view in names.items()}
-    checks: dict[Problem, verify.Check] = {}
-    for view, (problem, _) in members.items():
-        result = results[view]
-        if result.error is None:
-            if problem not in checks:
-                checks[problem] = verify.Check(problem, inputs[problem], seed=time.time_ns())
-            wrong = checks[problem].verdict(bound[view], result.output).error
-            result.error = WrongAnswer(wrong) if wrong else None
-        result.output = None  # its memory is needed
-        backend = bound[view].backend if view in bound else None
-        notebook.write({"view": view, "backend": backend, **problem.fields, **_facts(result)})
-    del inputs, bound, measured, checks
-    _free(grid.device)
-    return results
-
-
-def _bind(problem: Problem, implementation: str, inputs: dict[Problem, Inputs], device: str) -> BoundCall:
+) -> dict[View, group.Outcome]:
+    """Measures the members of a group in turns and writes down what asv has no place for."""
     import torch
 
-    from asv_bench import implementations
-    from asv_bench.inputs import make
+    from asv_bench import group
 
-    chosen = implementations.get(implementation)
-    reason = chosen.unavailable(torch.device(device))
-    if reason:
-        raise implementations.Unsupported(reason)
-    if problem not in inputs:
-        inputs[problem] = make(problem, INPUT_SEED, device)
-    try:
-        return chosen.bind(problem, inputs[problem])
-    except AttributeError as error:
-        raise implementations.Unsupported(f"not in this version of {implementation}: {error}") from None
+    device = torch.device(grid.device)
+    clock = sampling.for_device(device)[1]
+    bench = group.Bench(device, grid.protocol, clock, INPUT_SEED, time.time_ns(), notebook.conditions)
+    outcomes = group.measure(bench, {view: group.Member(*member) for view, member in members.items()})
+    for view, (problem, _) in members.items():
+        outcome = outcomes[view]
+        notebook.write({"view": view, "backend": outcome.backend, **problem.fields, **_facts(outcome.samples)})
+    group.free(device)
+    return outcomes
 
 
-class WrongAnswer(RuntimeError):
-    """What was timed computed something else."""
+def _entry(implementation: str, outcome: group.Outcome) -> Entry:
+    """A measurement as asv gets it.
+
+    Ours is n/a only where this machine cannot hold the inputs or this commit has no such call: anything else that
+    breaks is a failure, and so is a wrong answer of anybody. Peers that cannot are n/a.
+    """
+    error = outcome.error
+    if error is None:
+        return {"samples": _rounded(outcome.samples.seconds)}
+    excused = implementation != OURS or isinstance(error, NotInThisVersion) or not outcome.inputs_made
+    return {"unavailable" if excused and not isinstance(error, WrongAnswer) else "failed": error_of(error)}
 
 
-def _entry(implementation: str, result: sampling.Samples) -> Entry:
-    """A measurement as asv gets it. Peers that cannot are n/a; ours that breaks and any wrong answer are failures."""
-    if result.error is None:
-        return {"samples": _rounded(result.seconds)}
-    from asv_bench.implementations import error_of
-
-    reason = error_of(result.error)
-    ours_broke = implementation == OURS and not reason.startswith(("unsupported", "out_of_memory"))
-    return {"failed" if ours_broke or isinstance(result.error, WrongAnswer) else "unavailable": reason}
-
-
-def _ratio(sparse: sampling.Samples, dense: sampling.Samples) -> Entry:
+def _ratio(sparse: group.Outcome, dense: group.Outcome) -> Entry:
     """Sparse seconds over dense seconds, one per pair of bursts that took turns."""
-    for name, result in (("sparse", sparse), ("dense", dense)):
-        if result.error is not None:
-            return {kind: f"{name}: {reason}" for kind, reason in _entry(OURS, result).items()}
-    pairs = [(s, d) for s, d in zip(sparse.bursts, dense.bursts, strict=False) if s and d]
+    for name, outcome in (("sparse", sparse), ("dense", dense)):
+        if outcome.error is not None:
+            return {kind: f"{name}: {reason}" for kind, reason in _entry(OURS, outcome).items()}
+    pairs = [(s, d) for s, d in zip(sparse.samples.bursts, dense.samples.bursts, strict=False) if s and d]
     if not pairs:
-        return {"unavailable": "no pair of bursts kept samples of both"}
+        return {"failed": "no pair of bursts kept samples of both"}
     return {"samples": _rounded([statistics.median(s) / statistics.median(d) for s, d in pairs])}
 
 
@@ -339,14 +251,5 @@ def _facts(result: sampling.Samples) -> dict[str, Any]:
         "discarded": result.discarded,
         "power_capped": result.power_capped,
         "telemetry": result.telemetry,
-        "error": None if result.error is None else str(result.error),
+        "error": None if result.error is None else error_of(result.error),
     }
-
-
-def _free(device: str) -> None:
-    """Gives the group's memory back: the next may need nearly all of it in other pieces."""
-    import torch
-
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()

@@ -1,36 +1,35 @@
 """The sweep: measures every combination of case and implementation, and records each, with a number or the reason.
 
-Cases of one shape (a sparse problem and its dense counterpart) form a group that one process measures; a group that a
-killed sweep left half done is measured again as a whole, so that every ratio comes from one process.
+Cases of one shape (a sparse problem and its dense counterpart) form a group whose members take turns in one process, so
+that every ratio between them is one of interleaved bursts; a group that was killed half-way is measured again.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from asv_bench import implementations, inputs, record, sampling, telemetry, verify
+from asv_bench import group as groups
+from asv_bench import implementations, record, sampling, telemetry
 from asv_bench.cases import Case, Problem
 from asv_bench.clocks import Clock, CpuClock
-from asv_bench.implementations import BoundCall, error_of
+from asv_bench.errors import Crashed, DeviceLost, NoNumber, Unavailable, error_of, reason_of
+from asv_bench.group import Bench, Member, Outcome
 from asv_bench.journal import Journal
 from asv_bench.record import Record, Store
 
-# Errors that a rerun retries: they are about the environment, not about the combination.
-_RETRIED = ("unavailable:",)
+Combination = tuple[Problem, str]  # a problem and the name of an implementation
+
 # Combinations that took the device or the process down are not tried again by the same code.
-_DEVICE_LOST, _CRASHED = "device_lost:", "crashed:"
+_DEADLY: tuple[type[NoNumber], ...] = (DeviceLost, Crashed)
 
 
 @dataclass(frozen=True)
@@ -115,42 +114,48 @@ def groups_of(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
 
 
 def execute(run: Run, show_progress: bool = True) -> int:
-    """Measures what is not done yet, saving after each case.
+    """Measures what is not done yet, saving after each group.
 
     Returns:
         How many combinations were measured or failed in this run.
     Raises:
         Restart: when an implementation took the device down.
-        KeyboardInterrupt: after saving what was found.
+        KeyboardInterrupt: what earlier groups found is saved.
     """
     names, done = run.options.implementations, 0
     total = len(run.options.cases) * len(names)
     with tqdm(total=total, unit="combination", disable=not show_progress, dynamic_ncols=True) as bar:
         for group in groups_of(run.options.cases):
-            if is_done(run, group):
-                bar.update(len(group) * len(names))
-                continue
-            for case in group:
-                bar.set_postfix_str(case.id)
-                tried = [name for name in names if not _is_deadly(run, case.problem, name)]
-                try:
-                    for found, bursts in measure_case(run, case.problem, tried):
-                        run.store.put(found, bursts)
-                        done += 1
-                finally:
-                    run.store.save()
-                    _free(run.options.device)
-                bar.update(len(names))
+            if not is_done(run, group):
+                done += _measure_and_save(run, group, bar)
+            bar.update(len(group) * len(names))
     return done
 
 
+def _measure_and_save(run: Run, group: Sequence[Case], bar: tqdm[Any]) -> int:
+    ids = {case.problem: case.id for case in group}
+    chosen = [(case.problem, name) for case in group for name in run.options.implementations]
+    tried = [(problem, name) for problem, name in chosen if not _is_deadly(run, problem, name)]
+
+    def show(key: Combination) -> None:
+        bar.set_postfix_str(f"{ids[key[0]]} {key[1]}", refresh=True)
+
+    try:
+        for found, bursts in measure_group(run, tried, show):
+            run.store.put(found, bursts)
+    finally:
+        run.store.save()
+        groups.free(run.options.device)
+    return len(tried)
+
+
 def is_done(run: Run, group: Sequence[Case]) -> bool:
-    """Whether every combination of a group was measured by one earlier process that this one would repeat.
+    """Whether all combinations of a group took turns in an earlier process that this one would repeat.
 
     That process had the same commit, sources, library, machine and protocol; a changed working tree has another
     fingerprint. An implementation that was unavailable is tried again when it has become available.
     """
-    runs = set()
+    turns = set()
     for case in group:
         for name in run.options.implementations:
             if _is_deadly(run, case.problem, name):
@@ -158,11 +163,15 @@ def is_done(run: Run, group: Sequence[Case]) -> bool:
             found = run.store.get(case.problem, name)
             if found is None or not _same_origin(run, found, name):
                 return False
-            error = found["error"] or ""
-            if error.startswith(_RETRIED) and implementations.get(name).unavailable(run.options.device) is None:
+            was_there = not _is(found, Unavailable)
+            if not was_there and implementations.get(name).unavailable(run.options.device) is None:
                 return False
-            runs.add(found["telemetry"].get("run"))
-    return len(runs) <= 1
+            turns.add(found["telemetry"].get("group"))
+    return len(turns) <= 1
+
+
+def _is(found: Record, *kinds: type[NoNumber]) -> bool:
+    return (found["error"] or "").startswith(tuple(kind.kind + ":" for kind in kinds))
 
 
 def _same_origin(run: Run, found: Record, name: str) -> bool:
@@ -176,34 +185,54 @@ def _is_deadly(run: Run, problem: Problem, name: str) -> bool:
     found = run.store.get(problem, name)
     if found is None or not _same_origin(run, found, name):
         return False
-    return (found["error"] or "").startswith((_DEVICE_LOST, _CRASHED))
+    return _is(found, *_DEADLY)
 
 
-def measure_case(run: Run, problem: Problem, names: Sequence[str]) -> list[tuple[Record, list[list[float]]]]:
-    """Records and samples of one case, for every name.
+def measure_group(
+    run: Run, combinations: Sequence[Combination], show: Callable[[Combination], None] | None = None
+) -> list[tuple[Record, list[list[float]]]]:
+    """Records and samples of combinations that take turns.
 
     Args:
-        run: the run. problem: the case's. names: implementations, measured interleaved.
+        run: the run. combinations: all of one group. show: called after each burst of one.
+    Raises:
+        Restart: when one took the device down; its record is in the store.
     """
-    records = {name: _begin(run, problem, name) for name in names}
-    samples: dict[str, sampling.Samples] = {}
+    turns = secrets.token_hex(8)
+    records = {key: _begin(run, *key, turns) for key in combinations}
+    members = {}
+    for key in combinations:
+        if run.journal.ended_process(_journal_key(run, key)):
+            records[key]["error"] = error_of(Crashed("ended the process, twice"))
+        else:
+            members[key] = Member(*key)
+    conditions = run.gpu.conditions if run.gpu else None
+    bench = Bench(run.options.device, run.protocol, run.clock, run.options.seed, run.rows_seed, conditions)
+    names = {repr(key): key for key in members}
     try:
-        samples = _measure(run, problem, records)
-    except sampling.DeviceLost as lost:
-        records[lost.name]["error"] = f"{_DEVICE_LOST} {implementations.reason_of(lost.error)}"
-        run.store.put(records[lost.name])
-        raise Restart(f"{lost.name} took the device down: {lost.error}") from lost
-    except Exception as error:  # making inputs or the reference failed: every combination says so
-        for found in records.values():
-            found["error"] = found["error"] or error_of(error)
-    return [(found, samples[name].bursts if _kept(found, samples.get(name)) else []) for name, found in records.items()]
+        outcomes = groups.measure(bench, members, lambda key: run.journal.note(_journal_key(run, key)), show)
+    except DeviceLost as lost:
+        found = records[names[lost.name]]
+        found["error"] = f"{lost.kind}: {reason_of(lost.error)}"
+        run.store.put(found)
+        raise Restart(f"{found['implementation']} took the device down: {lost.error}") from lost
+    finally:
+        run.journal.close()
+    for key, outcome in outcomes.items():
+        _conclude(records[key], outcome)
+    return [(found, _bursts(outcomes.get(key))) for key, found in records.items()]
 
 
-def _kept(found: Record, samples: sampling.Samples | None) -> bool:
-    return samples is not None and found["error"] is None
+def _journal_key(run: Run, key: Combination) -> tuple[Any, ...]:
+    problem, name = key
+    return (*problem.fields.values(), name, run.trees[name])
 
 
-def _begin(run: Run, problem: Problem, name: str) -> Record:
+def _bursts(outcome: Outcome | None) -> list[list[float]]:
+    return outcome.samples.bursts if outcome and outcome.error is None else []
+
+
+def _begin(run: Run, problem: Problem, name: str, turns: str) -> Record:
     found = record.blank(problem, name)
     found |= {
         "commit": run.commit,
@@ -212,121 +241,44 @@ def _begin(run: Run, problem: Problem, name: str) -> Record:
         "gpu": run.gpu_name,
         "protocol": run.protocol.label,
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "telemetry": {"run": run.id, "tree": run.trees[name], "seed": run.options.seed, "rows_seed": run.rows_seed}
+        "telemetry": {
+            "run": run.id,
+            "group": turns,
+            "tree": run.trees[name],
+            "seed": run.options.seed,
+            "rows_seed": run.rows_seed,
+        }
         | run.facts,
     }
     return found
 
 
-def _measure(run: Run, problem: Problem, records: dict[str, Record]) -> dict[str, sampling.Samples]:
-    """Fills records in place."""
-    device = run.options.device
-    able = {}
-    for name, found in records.items():
-        implementation = implementations.get(name)
-        reason = implementation.unavailable(device)
-        if reason:
-            found["error"] = f"unavailable: {reason}"
-        else:
-            able[name] = implementation
-    if not able:
-        return {}
-    made = inputs.make(problem, run.options.seed, device)
-    for found in records.values():
-        found["valid_fraction"] = made.valid_fraction
-    # Before anything runs: what a kernel does to its inputs must not reach the truth it is compared with.
-    check, unchanged = verify.Check(problem, made, run.rows_seed), verify.Unchanged(made)
-    bound: dict[str, BoundCall] = {}
-    for name, implementation in able.items():
-        key = (*problem.fields.values(), name, run.trees[name])
-        if run.journal.ended_process(key):
-            records[name]["error"] = f"{_CRASHED} ended the process, twice"
-            continue
-        noting = _noting_errors(run, name, records[name])
-        with run.journal.running(key), noting, _peak_bytes(device, records[name]):
-            bound[name] = implementation.bind(problem, made)
-            bound[name].call()
-            records[name]["backend"] = bound[name].backend
-        broken = unchanged.broken()
-        if broken:
-            records[name]["error"] = f"wrong_answer: changed its input {', '.join(broken)}"
-    bound = {name: call for name, call in bound.items() if records[name]["error"] is None}
-    results = sampling.measure(
-        {name: call.call for name, call in bound.items()},
-        run.protocol,
-        run.clock,
-        conditions=run.gpu.conditions if run.gpu else None,
-        before_burst=dict.fromkeys(bound, partial(verify.poison, inputs=made)),
-    )
-    for name, result in results.items():
-        if result.error:
-            records[name]["error"] = error_of(result.error)
-    broken = unchanged.broken()
-    for name, result in results.items():
-        if broken:  # by one of them, in a later launch: no number of this case can be trusted
-            records[name]["error"] = f"invalid_measurement: input {', '.join(broken)} changed while it was timed"
-        elif result.error is None:
-            _conclude(records[name], result, check.verdict(bound[name], result.output))
-    return results
-
-
-def _conclude(found: Record, samples: sampling.Samples, verdict: verify.Verdict) -> None:
-    """Numbers into a record, if the output was right."""
-    found["max_abs_err"] = verdict.max_abs_err
-    found["discarded"] = samples.discarded
-    found["power_capped"] = samples.power_capped
+def _conclude(found: Record, outcome: Outcome) -> None:
+    """What was found into a record; a time only if the output was right."""
+    samples = outcome.samples
+    found |= {
+        "valid_fraction": outcome.valid_fraction,
+        "backend": outcome.backend,
+        "peak_bytes": outcome.peak_bytes,
+        "max_abs_err": outcome.max_abs_err,
+        "discarded": samples.discarded,
+        "power_capped": samples.power_capped,
+    }
     found["telemetry"] |= samples.telemetry
     if samples.plan:
         plan = samples.plan
         found["telemetry"]["plan"] = {"bursts": plan.bursts, "launches": plan.launches, "dropped": plan.dropped}
-    if verdict.error:
-        found["error"] = verdict.error
+    if outcome.error is not None:
+        found["error"] = error_of(outcome.error)
         return
     interval = sampling.median_interval(samples.seconds)
-    found["samples"] = len(samples.seconds)
-    found["seconds_median"], found["seconds_low"], found["seconds_high"] = (
-        interval.median,
-        interval.low,
-        interval.high,
-    )
-    found["tflops"] = found["flops"] / interval.median / 1e12
-
-
-@contextmanager
-def _noting_errors(run: Run, name: str, found: Record) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        found["error"] = error_of(error)
-        reason = error.with_traceback(None)
-        _free(run.options.device)
-        try:
-            run.clock.wait()
-        except Exception as lost:
-            raise sampling.DeviceLost(name, reason) from lost
-
-
-@contextmanager
-def _peak_bytes(device: torch.device, found: Record) -> Iterator[None]:
-    """Most bytes that binding and one launch hold beyond the inputs; unknown on a CPU."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    yield
-    torch.cuda.synchronize(device)
-    found["peak_bytes"] = torch.cuda.max_memory_allocated(device) - before
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError:
-            return  # a lost device frees nothing
+    found |= {
+        "samples": len(samples.seconds),
+        "seconds_median": interval.median,
+        "seconds_low": interval.low,
+        "seconds_high": interval.high,
+        "tflops": found["flops"] / interval.median / 1e12,
+    }
 
 
 def restart_command(arguments: Sequence[str]) -> list[str]:

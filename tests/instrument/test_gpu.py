@@ -87,6 +87,6 @@ def test_a_small_sweep_on_the_gpu(tmp_path: Path) -> None:
             assert found["seconds_median"] > 0 and found["peak_bytes"] > 0 and found["gpu"], label
         else:
             assert found["error"].split(":")[0] in ("unsupported", "unavailable", "failed"), label
-    assert implementations.get("flash_mla").unavailable(torch.device("cuda", 0)) is None or any(
-        (found["error"] or "").startswith("unavailable") for found in record.load(tmp_path)
-    )
+    absent = implementations.get("flash_mla").unavailable(torch.device("cuda", 0))
+    peer = [str(found["error"]) for found in record.load(tmp_path) if found["implementation"] == "flash_mla"]
+    assert peer == [f"unavailable: {absent}"] * len(chosen) if absent else "unavailable" not in " ".join(peer)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from asv_bench import cases, implementations, inputs, naive, verify
+from asv_bench import cases, errors, implementations, inputs, naive, verify
 from asv_bench.cases import Problem
-from asv_bench.implementations import Unsupported
+from asv_bench.errors import Unsupported
 
 CPU = torch.device("cpu")
 SPARSE = Problem("sparse_fwd", 9, 40, 4, 1, 576, 512, topk=24, indices="uniform")
@@ -180,4 +180,4 @@ def test_unknown_names_are_refused() -> None:
     ],
 )
 def test_errors_become_reasons(error: Exception, expected: str) -> None:
-    assert implementations.error_of(error) == expected
+    assert errors.error_of(error) == expected

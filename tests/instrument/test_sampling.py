@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from instrument.fakes import FakeClock
 
-from asv_bench import clocks, sampling
+from asv_bench import clocks, errors, sampling
 from asv_bench.sampling import CPU_PROTOCOL, CUDA_PROTOCOL, Plan, measure, median_interval, plan
 from asv_bench.telemetry import Conditions
 
@@ -55,10 +55,10 @@ def test_the_slow_first_call_does_not_shorten_the_protocol() -> None:
     assert len(found.seconds) == 80
 
 
-def test_the_last_output_is_kept_and_handed_to_the_poison() -> None:
+def test_the_last_output_is_kept_and_handed_over_before_each_burst() -> None:
     clock, seen = FakeClock(), []
-    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, before_burst={"a": seen.append})["a"]
-    assert found.output == "output of a" and seen == ["output of a"] * 3
+    found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, before={"a": seen.append})["a"]
+    assert found.output == "output of a" and seen == [None] + ["output of a"] * 3
 
 
 def test_work_is_queued_ahead_in_proportion_to_the_hosts_time() -> None:
@@ -126,7 +126,7 @@ def test_a_lost_device_names_who_lost_it() -> None:
         clock.lost = True
         raise RuntimeError("illegal memory access")
 
-    with pytest.raises(sampling.DeviceLost, match="bad: RuntimeError: illegal memory access") as lost:
+    with pytest.raises(errors.DeviceLost, match="bad: RuntimeError: illegal memory access") as lost:
         measure({"good": clock.kernel("good", 1e-3), "bad": launch}, SHORT, clock)
     assert lost.value.name == "bad"
 
@@ -173,7 +173,7 @@ def test_when_every_sample_is_discarded_there_is_no_number() -> None:
     clock = FakeClock()
     hot = Conditions(slowdown="hardware_slowdown")
     found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, conditions=lambda: hot)["a"]
-    assert isinstance(found.error, sampling.InvalidMeasurement)
+    assert isinstance(found.error, errors.InvalidMeasurement)
     assert str(found.error) == "every sample was discarded: 6 hardware_slowdown"
 
 

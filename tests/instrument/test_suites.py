@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from asv_bench import implementations, sampling, suite
-from asv_bench.implementations import BoundCall, Implementation, Unsupported
+from asv_bench import errors, group, implementations, sampling, suite
+from asv_bench.errors import Unsupported
+from asv_bench.implementations import BoundCall, Implementation
 from asv_bench.sparse_prefill import SparsePrefillSmoke
 
 TINY = dataclasses.replace(
@@ -76,15 +77,66 @@ def test_ours_crashing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "misaligned address" in suite.measure(TINY)[(*SPARSE, "flash_dsa")]["failed"]
 
 
-@pytest.mark.parametrize("error", [AttributeError("no flash_attn_varlen_func"), Unsupported("d_qk 192")])
-def test_what_an_old_commit_lacks_is_na(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def refuse(self: Any, problem: Any, inputs: Any) -> BoundCall:
+def refuse_by(error: Exception) -> Any:
+    def refuse(*_: Any) -> BoundCall:
         raise error
 
-    monkeypatch.setattr(implementations.FlashDsa, "bind", refuse)
+    return refuse
+
+
+def test_what_an_old_commit_lacks_is_na(monkeypatch: pytest.MonkeyPatch) -> None:
+    import flash_dsa
+
+    monkeypatch.delattr(flash_dsa, "flash_attn_varlen_func")
     cache = suite.measure(TINY)
-    assert str(error) in cache[(*SPARSE, "flash_dsa")]["unavailable"]
-    assert str(error) in cache[RATIO]["unavailable"]
+    for view in ((*DENSE, "flash_dsa"), RATIO):
+        assert "has no flash_attn_varlen_func" in cache[view]["unavailable"]
+    assert cache[(*SPARSE, "flash_dsa")]["samples"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("module has no attribute target_of"),
+        Unsupported("d_qk 192"),
+        NotImplementedError("no kernel of this build runs on sm_90"),
+        torch.OutOfMemoryError("beyond the inputs"),
+        SystemExit(3),
+    ],
+)
+def test_ours_refusing_is_a_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """What worked at another commit may have stopped working at this one: n/a would hide it."""
+    monkeypatch.setattr(implementations.FlashDsa, "bind", refuse_by(error))
+    cache = suite.measure(TINY)
+    for view in ((*SPARSE, "flash_dsa"), (*DENSE, "flash_dsa"), RATIO):
+        assert str(error) in cache[view]["failed"]
+    assert cache[(*SPARSE, "naive")]["samples"]
+
+
+def test_no_target_for_the_device_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementations.FlashDsa, "unavailable", lambda self, device: "no target for sm_90")
+    assert suite.measure(TINY)[(*SPARSE, "flash_dsa")]["failed"] == "unavailable: no target for sm_90"
+
+
+def test_a_peer_that_refuses_is_na(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementations.Sdpa, "bind", refuse_by(RuntimeError("CUDNN_STATUS_BAD_PARAM")))
+    assert "BAD_PARAM" in suite.measure(TINY)[(*DENSE, "sdpa")]["unavailable"]
+
+
+def test_inputs_too_large_for_the_machine_are_na(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "make", refuse_by(torch.OutOfMemoryError("36.5 GB")))
+    cache = suite.measure(TINY)
+    assert all("36.5 GB" in cache[view]["unavailable"] for view in ((*SPARSE, "flash_dsa"), (*DENSE, "naive"), RATIO))
+
+
+def test_a_kernel_that_remembers_or_changes_its_inputs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from instrument import planted
+
+    for kernel in (planted.remembers_a_copy, planted.zeroes_its_input):
+        replace_ours(monkeypatch, lambda problem, inputs, kernel=kernel: kernel(**inputs.arguments))
+        assert "wrong_answer" in suite.measure(TINY)[(*SPARSE, "flash_dsa")]["failed"]
+        monkeypatch.undo()
+        monkeypatch.setenv("FLASH_DSA_BENCH_CPU", "1")
 
 
 def test_a_lost_device_fails_what_was_not_measured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +144,7 @@ def test_a_lost_device_fails_what_was_not_measured_yet(monkeypatch: pytest.Monke
 
     def lose(calls: Any, *args: Any, **options: Any) -> Any:
         if any("dense" in name for name in calls):
-            raise sampling.DeviceLost("dense", RuntimeError("illegal memory access"))
+            raise errors.DeviceLost("dense", RuntimeError("illegal memory access"))
         return measure(calls, *args, **options)
 
     monkeypatch.setattr(sampling, "measure", lose)
@@ -124,6 +176,35 @@ def test_a_point_is_a_view_of_the_cache() -> None:
 
 
 def test_ratio_pairs_bursts_that_took_turns() -> None:
-    sparse = sampling.Samples(bursts=[[1.0, 3.0], [], [4.0]])
-    dense = sampling.Samples(bursts=[[4.0], [5.0], [8.0], [9.0]])
+    sparse = group.Outcome(sampling.Samples(bursts=[[1.0, 3.0], [], [4.0]]))
+    dense = group.Outcome(sampling.Samples(bursts=[[4.0], [5.0], [8.0], [9.0]]))
     assert suite._ratio(sparse, dense) == {"samples": [0.5, 0.5]}
+
+
+def test_the_grids_are_what_history_was_measured_on() -> None:
+    """A point that changes its problem, inputs or protocol is another series: give it another class or version."""
+    fields = {
+        grid.device: (
+            *(getattr(grid, name) for name in ("s_q", "h_q", "s_kv", "topk", "head_dims", "sparse", "dense")),
+            *(grid.copy_bytes, grid.gemm_size, dataclasses.astuple(grid.protocol)),
+        )
+        for grid in (suite.GPU, suite.CPU)
+    }
+    dims = ("192x128", "128x128", "576x512")
+    tokens = (4096, 8192, 16384, 32768, 65536, 131072)
+    assert fields == {
+        "cuda": (
+            *(4096, 128, tokens, (512, 1024, 2048), dims),
+            *(("flash_dsa", "naive", "flash_mla"), ("flash_dsa", "naive", "sdpa", "flash_mla"), 1 << 30, 8192),
+            ("cuda-suite", 1, 8, 2, 10, 0.06, True, 1.0, 0.06),
+        ),
+        "cpu": (
+            *(64, 16, (1024, 4096), (64, 256), dims),
+            *(("flash_dsa", "naive"), ("flash_dsa", "naive", "sdpa"), 1 << 26, 1024),
+            ("cpu-suite", 1, 2, 1, 10, 0.0, False, 0.4, 0.1),
+        ),
+    }
+    sparse, dense = suite.GPU.sparse_problem(8192, 512), suite.GPU.dense_problem(8192, "192x128")
+    assert (sparse.indices, sparse.features, sparse.d_qk, sparse.d_v) == ("seed", "none", 576, 512)
+    assert (dense.h_kv, dense.causal, dense.d_qk, dense.d_v) == (128, False, 192, 128)
+    assert suite.INPUT_SEED == 0

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from asv_bench import __main__ as command
-from asv_bench import cases, clocks, implementations, journal, record, sampling, sweep, telemetry, verify
+from asv_bench import cases, clocks, group, implementations, journal, record, sampling, sweep, telemetry, verify
 from asv_bench.record import Record
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARSE, DENSE = cases.cases_of("tiny")[:2]  # one group: a sparse problem and its dense counterpart
+OTHER = cases.cases_of("tiny")[3]  # dense, of another group
 PLANTED = "instrument.planted:"
 
 
@@ -95,7 +96,11 @@ def test_failing_ones_are_recorded_and_the_others_measured(tmp_path: Path) -> No
         "nothing",
         "view_of_input",
         "computed_once",
+        "remembers_a_copy",
+        "remembers_its_keys",
+        "remembers_its_indices",
         "zeroes_its_input",
+        "sorts_its_input",
         "empty_tuple",
         "on_the_meta_device",
         "complex_numbers",
@@ -113,7 +118,7 @@ def test_a_wrong_answer_is_never_timed(function: str, tmp_path: Path) -> None:
 
 def test_a_kernel_that_exits_is_a_failure(tmp_path: Path) -> None:
     found = swept(tmp_path, PLANTED + "exits", "naive", chosen=(SPARSE,))
-    assert found["sparse_fwd", PLANTED + "exits"]["error"] == "failed: RuntimeError: called exit(0)"
+    assert found["sparse_fwd", PLANTED + "exits"]["error"] == "failed: SystemExit: 0"
     assert found["sparse_fwd", "naive"]["error"] is None
 
 
@@ -138,7 +143,7 @@ def test_inputs_that_do_not_fit_are_recorded(tmp_path: Path, monkeypatch: pytest
     def no_room(*_: Any) -> None:
         raise torch.OutOfMemoryError("36.5 GB")
 
-    monkeypatch.setattr(sweep.inputs, "make", no_room)
+    monkeypatch.setattr(group, "make", no_room)
     found = swept(tmp_path, "naive", "flash_mla", chosen=(SPARSE,))
     assert found["sparse_fwd", "naive"]["error"] == "out_of_memory: OutOfMemoryError: 36.5 GB"
     assert found["sparse_fwd", "flash_mla"]["error"].startswith("unavailable: ")
@@ -147,7 +152,7 @@ def test_inputs_that_do_not_fit_are_recorded(tmp_path: Path, monkeypatch: pytest
 def test_rows_are_drawn_from_the_system_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
     real = verify.Check
-    monkeypatch.setattr(sweep.verify, "Check", lambda p, i, seed: seeds.append(seed) or real(p, i, seed))
+    monkeypatch.setattr(verify, "Check", lambda p, i, seed: seeds.append(seed) or real(p, i, seed))
     noted = [swept(tmp_path / name, "naive", chosen=(SPARSE,)) for name in "ab"]
     assert seeds[0] != seeds[1]
     assert [one["sparse_fwd", "naive"]["telemetry"]["rows_seed"] for one in noted] == seeds
@@ -155,15 +160,15 @@ def test_rows_are_drawn_from_the_system_and_noted(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Ids of the cases that are really measured, in order."""
+    """Ops of the combinations that are really measured, in order."""
     log: list[str] = []
-    real = sweep.measure_case
+    real = sweep.measure_group
 
-    def noting(run: sweep.Run, problem: cases.Problem, names: Any) -> Any:
-        log.append(problem.op)
-        return real(run, problem, names)
+    def noting(run: sweep.Run, combinations: Any, show: Any = None) -> Any:
+        log.extend(problem.op for problem, _ in combinations)
+        return real(run, combinations, show)
 
-    monkeypatch.setattr(sweep, "measure_case", noting)
+    monkeypatch.setattr(sweep, "measure_group", noting)
     yield log
 
 
@@ -191,8 +196,8 @@ def test_what_another_would_have_measured_is_done_again(
     else:  # a new implementation is measured beside the old one, or their ratio would come from two processes
         chosen = sweep.Options(**{**vars(chosen), "implementations": ("naive", PLANTED + "right")})
     sweep.execute(sweep.start(chosen), show_progress=False)
-    assert len(measured) == 2
-    assert len({found["telemetry"]["run"] for found in record.load(tmp_path)}) == 1
+    assert len(measured) == 1 + len(chosen.implementations)
+    assert len({found["telemetry"]["group"] for found in record.load(tmp_path)}) == 1
 
 
 def test_a_group_of_two_processes_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
@@ -201,7 +206,7 @@ def test_a_group_of_two_processes_is_measured_again(tmp_path: Path, measured: li
     swept(tmp_path, "naive", chosen=(DENSE,))
     found = swept(tmp_path, "naive")
     assert measured == ["sparse_fwd", "dense_fwd"] * 2
-    assert len({one["telemetry"]["run"] for one in found.values()}) == 1
+    assert len({one["telemetry"]["group"] for one in found.values()}) == 1
 
 
 def test_an_implementation_that_became_available_is_measured(
@@ -222,8 +227,8 @@ def test_a_group_half_done_is_measured_as_a_whole(tmp_path: Path) -> None:
     assert found["sparse_fwd", "naive"]["telemetry"]["run"] == found["dense_fwd", "naive"]["telemetry"]["run"]
 
 
-def command_line(folder: Path, *more: str) -> list[str]:
-    ids = f"{SPARSE.id},{DENSE.id}"
+def command_line(folder: Path, *more: str, chosen: tuple[cases.Case, ...] = (SPARSE, DENSE)) -> list[str]:
+    ids = ",".join(case.id for case in chosen)
     start = [sys.executable, "-m", "asv_bench", "sweep", "--device", "cpu", "--machine", "test", "--cases", ids]
     return [*start, "--output", str(folder), *more]
 
@@ -236,13 +241,14 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_killed_sweep_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
-    """Killed with SIGKILL while the second case runs; started again it finishes, and a third time it does nothing."""
+    """Killed with SIGKILL while the second group runs; started again it finishes, and a third time it does nothing."""
     flag = tmp_path / "hanging"
     folder = tmp_path / "out"
     names = ["--implementations", f"naive,{PLANTED}hangs_on_dense"]
+    command = command_line(folder, *names, chosen=(SPARSE, OTHER))
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     with subprocess.Popen(
-        command_line(folder, *names),
+        command,
         env=environment | {"PLANTED_HANG": str(flag)},
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -254,18 +260,19 @@ def test_a_killed_sweep_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
     assert [found["op"] for found in killed] == ["sparse_fwd"] * 2
     assert all(json.loads(line)["seconds"] for line in (folder / "sweep.samples.jsonl").read_text().splitlines())
 
-    done = subprocess.run(command_line(folder, *names), env=environment, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     finished = record.load(folder)
     assert len(finished) == 4 and all(found["error"] is None for found in finished)
-    assert len({found["telemetry"]["run"] for found in finished}) == 1
+    assert finished[:2] == killed
+    assert not list(folder.glob(".*"))
     for name in ("sweep.csv", "latency.png", "speedup.png", "report.html"):
         assert (folder / name).stat().st_size > 500
     assert "Performance summary" in done.stdout and "Computational complexity analysis" in done.stdout
 
 
 def test_ctrl_c_leaves_valid_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = command_line(tmp_path, "--implementations", PLANTED + "interrupts_on_dense")[3:]
+    arguments = command_line(tmp_path, "--implementations", PLANTED + "interrupts_on_dense", chosen=(SPARSE, OTHER))[3:]
     assert command.main(arguments) == 130
     assert [found["op"] for found in record.load(tmp_path)] == ["sparse_fwd"]
     assert (tmp_path / "report.html").exists() and "the same command goes on" in capsys.readouterr().err
@@ -328,7 +335,7 @@ def test_a_lost_device_is_blamed_on_one_and_not_tried_again(
     found = swept(tmp_path, *names, chosen=(SPARSE,))
     assert found["sparse_fwd", "naive"]["error"] is None
     assert found["sparse_fwd", names[0]]["error"].startswith("device_lost: ")
-    assert len(measured) == 2 and swept(tmp_path, *names, chosen=(SPARSE,)) == found and len(measured) == 2
+    assert len(measured) == 3 and swept(tmp_path, *names, chosen=(SPARSE,)) == found and len(measured) == 3
 
 
 def test_one_that_ends_the_process_twice_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,11 +344,8 @@ def test_one_that_ends_the_process_twice_is_left_out(tmp_path: Path, monkeypatch
     tree = record.fingerprint(names[0])
     key = (*SPARSE.problem.fields.values(), names[0], tree)
 
-    alive = []  # a context that is never left, as in a process that ends inside it
-
     def end_in(key: Any) -> None:
-        alive.append(journal.Journal(tmp_path).running(key))
-        alive[-1].__enter__()
+        journal.Journal(tmp_path).note(key)  # never closed, as in a process that ends here
 
     end_in(key)
     assert not journal.Journal(tmp_path).ended_process(key)
@@ -355,6 +359,32 @@ def test_one_that_ends_the_process_twice_is_left_out(tmp_path: Path, monkeypatch
     assert found["sparse_fwd", "naive"]["error"] is None
     assert swept(tmp_path, *names, chosen=(SPARSE,)) == found  # the journal is gone, the record stays
     assert not list(tmp_path.glob(".*"))
+
+
+def test_one_that_ends_the_process_in_a_late_burst_is_left_out_too(tmp_path: Path) -> None:
+    """For real: two processes end without a word, the third says which kernel it was and measures the other one."""
+    names = ["--implementations", f"naive,{PLANTED}ends_the_process_late"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    words = command_line(tmp_path, *names, chosen=(SPARSE,))
+    ends = [subprocess.run(words, env=environment, capture_output=True, text=True, cwd=ROOT) for _ in range(3)]
+    assert ["Performance summary" in end.stdout for end in ends] == [False, False, True]
+    found = {(one["op"], one["implementation"]): one for one in record.load(tmp_path)}
+    assert found["sparse_fwd", PLANTED + "ends_the_process_late"]["error"] == "crashed: ended the process, twice"
+    assert found["sparse_fwd", "naive"]["error"] is None
+
+
+def test_members_of_a_group_take_turns_whatever_their_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bursts: list[str] = []
+    real = sampling.measure
+
+    def noting(callables: Any, *arguments: Any, **options: Any) -> Any:
+        return real(callables, *arguments, **{**options, "progress": bursts.append})
+
+    monkeypatch.setattr(sampling, "measure", noting)
+    found = swept(tmp_path, "naive")
+    ops = [("sparse_fwd" if "sparse_fwd" in name else "dense_fwd") for name in bursts]
+    assert ops[:6] == ["sparse_fwd", "dense_fwd", "dense_fwd", "sparse_fwd", "sparse_fwd", "dense_fwd"]
+    assert len({one["telemetry"]["group"] for one in found.values()}) == 1
 
 
 def test_going_on_does_not_forget_again() -> None:
