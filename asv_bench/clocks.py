@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol, cast
 
+from asv_bench.cycles import Stamps
+
 
 class Reading(Protocol):
     """A point in time whose difference to an earlier one is seconds."""
@@ -41,6 +43,18 @@ class Clock(Protocol):
 
     def host(self) -> float:
         """Host seconds, for the time that issuing takes."""
+        ...
+
+    def stamp(self) -> int | None:
+        """Queues a stamp of the device's cycle counter; None where there is none."""
+        ...
+
+    def hertz(self, first: int | None, second: int | None) -> float | None:
+        """Mean clock of the device between two stamps, or None where that is not known."""
+        ...
+
+    def forget_stamps(self) -> None:
+        """Makes room for new stamps."""
         ...
 
 
@@ -83,6 +97,15 @@ class CpuClock:
         """Host seconds."""
         return time.perf_counter()
 
+    def stamp(self) -> None:
+        """The cycle counter of a CPU core says nothing of the other cores."""
+
+    def hertz(self, first: int | None, second: int | None) -> None:
+        """Not known."""
+
+    def forget_stamps(self) -> None:
+        """There are none."""
+
 
 class CudaReading:
     """An event on a stream. The difference of two is taken between themselves, so no distant base costs resolution."""
@@ -115,6 +138,7 @@ class CudaClock:
         properties = torch.cuda.get_device_properties(self._device)
         size = flush_bytes or max(4 * int(getattr(properties, "L2_cache_size", 0)), 1 << 28)
         self._buffer = torch.empty(size // 4, dtype=torch.int32, device=self._device)
+        self._stamps = Stamps(self._device)
 
     def read(self) -> CudaReading:
         """Records an event."""
@@ -147,3 +171,15 @@ class CudaClock:
     def host(self) -> float:
         """Host seconds."""
         return time.perf_counter()
+
+    def stamp(self) -> int | None:
+        """Queues a stamp of one SM's cycle counter and the global timer."""
+        return self._stamps.take()
+
+    def hertz(self, first: int | None, second: int | None) -> float | None:
+        """Mean SM clock between two stamps."""
+        return self._stamps.hertz(first, second)
+
+    def forget_stamps(self) -> None:
+        """Numbers of earlier stamps mean nothing any more."""
+        self._stamps.clear()

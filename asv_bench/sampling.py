@@ -11,7 +11,6 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from asv_bench.clocks import Clock, CpuClock, CudaClock, Reading
@@ -22,7 +21,13 @@ CONFIDENCE = 0.95
 SAMPLES_MIN = 6  # the fewest samples whose extremes hold the median with 95 % (1 - 2 * 0.5^6 = 96.9 %)
 
 # Why a sample is dropped; a closed set, also the keys of `discarded` in a record.
-DISCARD_REASONS = ("thermal_slowdown", "hardware_slowdown", "starved", "not_positive")
+DISCARD_REASONS = ("thermal_slowdown", "hardware_slowdown", "starved", "not_positive", "clock_ramp", "preempted")
+# A launch below this share of the measurement's clock was taken while the clock came up; above the power cap nothing
+# else lowers it that far.
+RAMP_BELOW = 0.9
+# A launch of this many times the usual cycles did something else meanwhile.
+PREEMPTED_ABOVE = 1.5
+DISCARDED_MAX = 0.5  # beyond this share, what is left is no measurement of an undisturbed machine
 
 
 @dataclass(frozen=True)
@@ -31,34 +36,64 @@ class SamplingProtocol:
 
     Args:
         name, version: the series' identity, as `name-vN` in records.
-        launches: timed launches of a burst. dropped: launches before them that are not counted.
+        burst_seconds: a burst gets as many launches as fit.
+        launches_min, launches_max: timed launches of a burst, whatever fits.
+        dropped_min, dropped_max: launches before them that are not counted: as many as settle_seconds hold.
         bursts: bursts per implementation. rest_seconds: idle time before each burst.
         flush: whether the L2 cache is overwritten before each launch.
-        budget_seconds: launches of one implementation may take about this long; slower kernels get shorter and fewer
-            bursts, never fewer than SAMPLES_MIN samples.
-        settle_seconds: dropped launches need not take longer than this altogether.
+        budget_seconds: launches of one implementation may take about this long; slower kernels get fewer bursts, never
+            fewer than SAMPLES_MIN samples.
     """
 
     name: str
     version: int
-    launches: int
-    dropped: int
+    burst_seconds: float
+    launches_min: int
+    launches_max: int
+    dropped_min: int
+    dropped_max: int
+    settle_seconds: float
     bursts: int
     rest_seconds: float
     flush: bool
     budget_seconds: float
-    settle_seconds: float
 
     @property
     def label(self) -> str:
-        """What a record's `protocol` holds, such as `cuda-burst-v1`."""
+        """What a record's `protocol` holds, such as `cuda-burst-v2`."""
         return f"{self.name}-v{self.version}"
 
 
-# Long enough to have the clock up, short enough to stay under the power cap: docs/measuring.md.
-CUDA_PROTOCOL = SamplingProtocol("cuda-burst", 1, 8, 2, 10, 0.060, True, 2.5, 0.060)
+# Chosen by experiment among twelve ways: docs/measuring.md has the table.
+CUDA_PROTOCOL = SamplingProtocol(
+    "cuda-burst",
+    2,
+    burst_seconds=0.030,
+    launches_min=3,
+    launches_max=14,
+    dropped_min=1,
+    dropped_max=2,
+    settle_seconds=0.030,
+    bursts=12,
+    rest_seconds=0.030,
+    flush=True,
+    budget_seconds=2.5,
+)
 # A CPU has no enqueue gap and no burst-length effect: a few short rounds.
-CPU_PROTOCOL = SamplingProtocol("cpu-rounds", 1, 2, 1, 10, 0.0, False, 1.0, 0.100)
+CPU_PROTOCOL = SamplingProtocol(
+    "cpu-rounds",
+    1,
+    burst_seconds=0.100,
+    launches_min=1,
+    launches_max=2,
+    dropped_min=0,
+    dropped_max=1,
+    settle_seconds=0.100,
+    bursts=10,
+    rest_seconds=0.0,
+    flush=False,
+    budget_seconds=1.0,
+)
 
 
 @dataclass(frozen=True)
@@ -70,14 +105,45 @@ class Plan:
     dropped: int
 
 
-@dataclass
-class Samples:
-    """What `measure` found for one implementation.
+def plan(protocol: SamplingProtocol, seconds: float) -> Plan:
+    """Adapts a protocol to how long one launch takes.
 
     Args:
-        bursts: seconds of the kept samples, burst by burst.
-        starved: seconds of samples that waited for the host, burst by burst; used only if hardly any other is left.
-        discarded: how many samples were dropped, by reason.
+        protocol: the protocol.
+        seconds: one launch, as first seen.
+    """
+    fit = int(min(protocol.settle_seconds / seconds, protocol.dropped_max))
+    dropped = max(fit, protocol.dropped_min)
+    fit = int(min(protocol.burst_seconds / seconds, 1_000_000)) - dropped
+    launches = min(max(fit, protocol.launches_min), protocol.launches_max)
+    affordable = int(min(protocol.budget_seconds / (seconds * (launches + dropped)), protocol.bursts))
+    return Plan(max(affordable, math.ceil(SAMPLES_MIN / launches)), launches, dropped)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was seen of one launch.
+
+    Args:
+        seconds: by the clock. hertz: of an SM meanwhile, or None. reason: why it is not kept, or None.
+    """
+
+    seconds: float
+    hertz: float | None = None
+    reason: str | None = None
+
+    @property
+    def cycles(self) -> float | None:
+        """SM cycles: seconds without what the clock's frequency does."""
+        return None if self.hertz is None else self.seconds * self.hertz
+
+
+@dataclass
+class Samples:
+    """What was found for one implementation.
+
+    Args:
+        taken: the timed launches, burst by burst, kept or not.
         power_capped: whether the power cap lowered the clock during any burst; None when that cannot be known.
         plan: the protocol as adapted; None when the first launch failed.
         telemetry: clocks, power and temperature over the bursts.
@@ -85,9 +151,7 @@ class Samples:
         error: why there is no number, or None.
     """
 
-    bursts: list[list[float]] = field(default_factory=list)
-    starved: list[list[float]] = field(default_factory=list)
-    discarded: dict[str, int] = field(default_factory=dict)
+    taken: list[list[Launch]] = field(default_factory=list)
     power_capped: bool | None = None
     plan: Plan | None = None
     telemetry: dict[str, Any] = field(default_factory=dict)
@@ -95,16 +159,36 @@ class Samples:
     error: BaseException | None = None
 
     @property
+    def bursts(self) -> list[list[float]]:
+        """Seconds of the kept samples, burst by burst."""
+        return [[launch.seconds for launch in burst if not launch.reason] for burst in self.taken]
+
+    @property
+    def cycles(self) -> list[list[float]]:
+        """SM cycles of the kept samples, burst by burst; empty where no clock was read."""
+        kept = [[launch.cycles for launch in burst if not launch.reason] for burst in self.taken]
+        return [[cycles for cycles in burst if cycles is not None] for burst in kept]
+
+    @property
     def seconds(self) -> list[float]:
         """All kept samples, in the order taken."""
         return [sample for burst in self.bursts for sample in burst]
 
-    def discard(self, reason: str, count: int = 1) -> None:
-        """Counts samples that are not kept."""
-        if reason not in DISCARD_REASONS:
-            raise ValueError(f"reason: expected one of {DISCARD_REASONS}, got {reason!r}")
-        if count:
-            self.discarded[reason] = self.discarded.get(reason, 0) + count
+    @property
+    def discarded(self) -> dict[str, int]:
+        """How many samples are not kept, by reason."""
+        reasons = [launch.reason for burst in self.taken for launch in burst if launch.reason]
+        return {reason: reasons.count(reason) for reason in DISCARD_REASONS if reason in reasons}
+
+    @property
+    def interval(self) -> Interval:
+        """Seconds of one launch."""
+        return interval_of(self.bursts)
+
+    @property
+    def cycles_median(self) -> float | None:
+        """SM cycles of one launch, or None where no clock was read."""
+        return interval_of(self.cycles).median if any(self.cycles) else None
 
 
 @dataclass(frozen=True)
@@ -116,33 +200,23 @@ class Interval:
     high: float
 
 
-def plan(protocol: SamplingProtocol, seconds: float) -> Plan:
-    """Adapts a protocol to how long one launch takes.
+def units(bursts: Sequence[Sequence[float]]) -> list[float]:
+    """What counts as independent: the medians of bursts, or of too few bursts their samples."""
+    medians = [statistics.median(burst) for burst in bursts if burst]
+    return medians if len(medians) >= SAMPLES_MIN else [sample for burst in bursts for sample in burst]
 
-    Within `budget_seconds` the protocol is used as it is. Beyond, a burst keeps to its share of the budget: fewer
-    dropped launches once they exceed `settle_seconds`, then fewer timed ones, then fewer bursts; SAMPLES_MIN samples
-    are taken however long that is.
 
-    Args:
-        protocol: the protocol.
-        seconds: one launch, as first seen.
-    """
-    per_burst = protocol.launches + protocol.dropped
-    if seconds * per_burst * protocol.bursts <= protocol.budget_seconds:
-        return Plan(protocol.bursts, protocol.launches, protocol.dropped)
-    dropped = min(protocol.dropped, int(protocol.settle_seconds / seconds))
-    share = protocol.budget_seconds / protocol.bursts
-    launches = min(max(int(share / seconds) - dropped, 1), protocol.launches)
-    bursts = int(protocol.budget_seconds / (seconds * (launches + dropped)))
-    return Plan(min(max(bursts, math.ceil(SAMPLES_MIN / launches)), protocol.bursts), launches, dropped)
+def interval_of(bursts: Sequence[Sequence[float]]) -> Interval:
+    """The median of bursts with its interval; launches of one burst share its clock and count as one."""
+    return median_interval(units(bursts))
 
 
 def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Median and the order statistics that hold it with at least this confidence.
 
     The number of samples below the median is binomial(n, 1/2) whatever the distribution. Below 6 samples not even the
-    extremes reach 95 %; they are returned all the same. It is the interval of this process: samples of one process
-    are not independent of each other, so two processes may differ by more.
+    extremes reach 95 %; they are returned all the same. It is the interval of this process: two processes may differ
+    by more.
 
     Args:
         samples: at least one number.
@@ -167,6 +241,153 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
     return Interval(statistics.median(ordered), ordered[rank], ordered[n - 1 - rank])
 
 
+# A stall long enough to queue a burst behind it, but not so long that the clocks fall.
+_STALL_LIMIT_SECONDS = 0.020
+_HOST_SECONDS_PER_FLUSH = 80e-6  # issuing the flush, two stamps and two events beside each launch
+
+
+def _nothing(output: Any) -> None:
+    """Nobody wants to know."""
+
+
+class Subject:
+    """One implementation under a protocol: warmed up, then launched burst by burst.
+
+    Args:
+        name: for messages. call: issues one launch. protocol: how samples are taken. clock: where time comes from.
+        ready: called untimed, with the last output or None, before anything is launched: before the warm-up and before
+            each burst.
+        conditions: called while a burst runs; its slowdown reasons discard the burst's samples.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        protocol: SamplingProtocol,
+        clock: Clock,
+        ready: Callable[[Any], None] = _nothing,
+        conditions: Callable[[], Conditions] | None = None,
+    ) -> None:
+        self.name, self.call, self.protocol, self.clock = name, call, protocol, clock
+        self.samples = Samples()
+        self._ready, self._conditions = ready, conditions
+        self._seen: list[Conditions] = []
+        self._host_seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether no burst is left to do."""
+        made = self.samples.plan
+        return bool(self.samples.error) or made is None or len(self.samples.taken) >= made.bursts
+
+    def warm_up(self) -> float:
+        """Launches twice, untimed and timed, and adapts the protocol.
+
+        Returns:
+            Seconds of one launch.
+        """
+        clock, result = self.clock, self.samples
+        self._ready(None)
+        result.output = self.call()
+        clock.wait()
+        result.output = None
+        issued = clock.host()
+        start = clock.read()
+        result.output = self.call()
+        end = clock.read()
+        self._host_seconds = clock.host() - issued
+        clock.wait()
+        seconds = max(end - start, 1e-9)
+        result.plan = plan(self.protocol, seconds)
+        return seconds
+
+    def burst(self) -> list[Launch]:
+        """Rests, then launches one burst and adds it to the samples."""
+        assert self.samples.plan is not None
+        clock, result, made = self.clock, self.samples, self.samples.plan
+        clock.rest(self.protocol.rest_seconds)
+        self._ready(result.output)
+        launches = made.dropped + made.launches
+        readings: list[tuple[Reading, Reading, Any, Any, bool]] = []
+        clock.forget_stamps()
+        clock.stall(min(1.5 * launches * (self._host_seconds + _HOST_SECONDS_PER_FLUSH), _STALL_LIMIT_SECONDS))
+        for _ in range(launches):
+            result.output = None  # frees the last launch's output, so that an allocating call needs one at a time
+            if self.protocol.flush:
+                clock.flush()
+            before = clock.stamp()
+            start = clock.read()
+            result.output = self.call()
+            # Reached before the launch was fully issued: the device waited for the host inside the timed span.
+            starved = clock.passed(start)
+            readings.append((start, clock.read(), before, clock.stamp(), starved))
+        state = self._conditions() if self._conditions else None
+        clock.wait()
+        slowdown = state.slowdown if state else None
+        if state:
+            self._seen.append(state)
+        result.taken.append(
+            [
+                _launch(end - start, clock.hertz(before, after), slowdown, starved)
+                for start, end, before, after, starved in readings[made.dropped :]
+            ]
+        )
+        return result.taken[-1]
+
+    def conclude(self) -> Samples:
+        """Decides what is kept once all bursts are known, and whether that is a measurement."""
+        result = self.samples
+        result.telemetry |= summarize(self._seen)
+        known = [state.power_capped for state in self._seen if state.power_capped is not None]
+        result.power_capped = any(known) if known else None
+        _disregard_disturbed(result)
+        kept, taken = len(result.seconds), sum(map(len, result.taken))
+        starved = result.discarded.get("starved", 0)
+        if starved and kept < SAMPLES_MIN:
+            # This implementation waits for its host in nearly every launch: that is its time, and `host_bound` says so.
+            _change(result, "starved", None)
+            result.telemetry["host_bound"] = True
+            kept += starved
+        if result.error is None and kept < max(taken - starved, 1) * (1 - DISCARDED_MAX):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in result.discarded.items())
+            result.error = InvalidMeasurement(f"of {taken} samples too many were discarded: {reasons or 'none taken'}")
+        return result
+
+
+def _launch(seconds: float, hertz: float | None, slowdown: str | None, starved: bool) -> Launch:
+    if not (seconds > 0 and math.isfinite(seconds)):
+        return Launch(seconds, hertz, "not_positive")
+    return Launch(seconds, hertz, slowdown or ("starved" if starved else None))
+
+
+def _disregard_disturbed(result: Samples) -> None:
+    """Discards launches beside the measurement's own clock and cycles."""
+    kept = [launch for burst in result.taken for launch in burst if not launch.reason and launch.hertz]
+    if len(kept) < SAMPLES_MIN:
+        return
+    hertz = statistics.median(launch.hertz or 0.0 for launch in kept)
+    cycles = statistics.median(launch.cycles or 0.0 for launch in kept)
+
+    def judged(launch: Launch) -> Launch:
+        if launch.reason or launch.hertz is None or launch.cycles is None:
+            return launch
+        if launch.cycles > PREEMPTED_ABOVE * cycles:
+            return Launch(launch.seconds, launch.hertz, "preempted")
+        if launch.hertz < RAMP_BELOW * hertz and not result.power_capped:
+            return Launch(launch.seconds, launch.hertz, "clock_ramp")
+        return launch
+
+    result.taken = [[judged(launch) for launch in burst] for burst in result.taken]
+
+
+def _change(result: Samples, old: str, new: str | None) -> None:
+    result.taken = [
+        [Launch(launch.seconds, launch.hertz, new) if launch.reason == old else launch for launch in burst]
+        for burst in result.taken
+    ]
+
+
 def measure(
     callables: Mapping[str, Callable[[], Any]],
     protocol: SamplingProtocol,
@@ -178,42 +399,37 @@ def measure(
 ) -> dict[str, Samples]:
     """Measures implementations interleaved, burst by burst, in this process.
 
-    Each is first launched twice, untimed and timed, to adapt the protocol; then bursts go round in turn, every second
-    round backwards. One that raises keeps its exception in `error` and leaves the others alone.
+    Bursts go round in turn, every second round backwards. One that raises keeps its exception in `error` and leaves the
+    others alone.
 
     Args:
-        callables: what to launch, by name of implementation; each call issues one launch.
-        protocol: how samples are taken.
-        clock: where time comes from.
-        conditions: called while a burst runs; its slowdown reasons discard the burst's samples.
-        before: called untimed, with the implementation's last output or None, before anything of it is launched: before
-            it is warmed up and before each of its bursts.
+        callables: what to launch, by name of implementation. protocol, clock, conditions: as of a Subject.
+        before: the `ready` of each Subject, by name.
         progress: called with the implementation's name after each of its bursts.
     Returns:
         Samples by name, for every name in `callables`.
     Raises:
         DeviceLost: when the device does not answer after an implementation failed.
     """
-    results = {name: Samples() for name in callables}
-    ready = {name: before[name] if before else _nothing for name in callables}
-    host_seconds: dict[str, float] = {}
-    for name, call in callables.items():
-        warm_up = partial(_warm_up, name, call, protocol, clock, results[name], host_seconds)
-        _note_failure(results[name], guarded(name, clock, partial(warm_up, ready[name])))
-    seen: dict[str, list[Conditions]] = {name: [] for name in callables}
-    rounds = max((sample.plan.bursts for sample in results.values() if sample.plan), default=0)
-    for turn in range(rounds):
-        for name in list(callables)[:: 1 if turn % 2 == 0 else -1]:
-            result = results[name]
-            if result.error or result.plan is None or turn >= result.plan.bursts:
-                continue
-            burst = partial(_burst, callables[name], protocol, clock, result, host_seconds[name])
-            _note_failure(result, guarded(name, clock, partial(burst, ready[name], conditions, seen[name])))
-            if progress:
-                progress(name)
-    for name, result in results.items():
-        _conclude(result, seen[name])
-    return results
+    ready = before or dict.fromkeys(callables, _nothing)
+    subjects = [Subject(name, call, protocol, clock, ready[name], conditions) for name, call in callables.items()]
+    for subject in subjects:
+        _attempt(subject, subject.warm_up)
+    turn = 0
+    while any(not subject.finished for subject in subjects):
+        for subject in subjects[:: 1 if turn % 2 == 0 else -1]:
+            if not subject.finished:
+                _attempt(subject, subject.burst)
+                if progress:
+                    progress(subject.name)
+        turn += 1
+    return {subject.name: subject.conclude() for subject in subjects}
+
+
+def _attempt(subject: Subject, action: Callable[[], object]) -> None:
+    failure = guarded(subject.name, subject.clock, action)
+    if failure:
+        subject.samples.error, subject.samples.output = failure, None
 
 
 def guarded(name: str, clock: Clock, action: Callable[[], object]) -> BaseException | None:
@@ -237,104 +453,6 @@ def guarded(name: str, clock: Clock, action: Callable[[], object]) -> BaseExcept
             raise DeviceLost(name, reason) from lost
         return reason
     return None
-
-
-def _note_failure(result: Samples, failure: BaseException | None) -> None:
-    if failure:
-        result.error, result.output = failure, None
-
-
-def _nothing(output: Any) -> None:
-    """Nobody wants to know."""
-
-
-def _warm_up(
-    name: str,
-    call: Callable[[], Any],
-    protocol: SamplingProtocol,
-    clock: Clock,
-    result: Samples,
-    host_seconds: dict[str, float],
-    ready: Callable[[Any], None],
-) -> None:
-    ready(None)
-    result.output = call()
-    clock.wait()
-    result.output = None
-    issued = clock.host()
-    start = clock.read()
-    result.output = call()
-    end = clock.read()
-    host_seconds[name] = clock.host() - issued
-    clock.wait()
-    result.plan = plan(protocol, max(end - start, 1e-9))
-
-
-# A stall long enough to queue a burst behind it, but not so long that the clocks fall.
-_STALL_LIMIT_SECONDS = 0.020
-_HOST_SECONDS_PER_FLUSH = 50e-6  # issuing the flush and two events beside each launch
-
-
-def _burst(
-    call: Callable[[], Any],
-    protocol: SamplingProtocol,
-    clock: Clock,
-    result: Samples,
-    host_seconds: float,
-    ready: Callable[[Any], None],
-    conditions: Callable[[], Conditions] | None,
-    seen: list[Conditions],
-) -> None:
-    assert result.plan is not None
-    clock.rest(protocol.rest_seconds)
-    ready(result.output)
-    launches = result.plan.dropped + result.plan.launches
-    readings: list[tuple[Reading, Reading]] = []
-    starved: list[bool] = []
-    clock.stall(min(1.5 * launches * (host_seconds + _HOST_SECONDS_PER_FLUSH), _STALL_LIMIT_SECONDS))
-    for _ in range(launches):
-        result.output = None  # frees the last launch's output, so that an allocating call needs one at a time
-        if protocol.flush:
-            clock.flush()
-        start = clock.read()
-        result.output = call()
-        # Reached before the launch was fully issued: the device waited for the host inside the timed span.
-        starved.append(clock.passed(start))
-        readings.append((start, clock.read()))
-    state = conditions() if conditions else None
-    clock.wait()
-    kept: list[float] = []
-    held_back: list[float] = []
-    for (start, end), was_starved in list(zip(readings, starved, strict=True))[result.plan.dropped :]:
-        seconds = end - start
-        if not (seconds > 0 and math.isfinite(seconds)):
-            result.discard("not_positive")
-        elif state is not None and state.slowdown:
-            result.discard(state.slowdown)
-        elif was_starved:
-            held_back.append(seconds)
-        else:
-            kept.append(seconds)
-    result.bursts.append(kept)
-    result.starved.append(held_back)
-    if state is not None:
-        seen.append(state)
-
-
-def _conclude(result: Samples, seen: list[Conditions]) -> None:
-    result.telemetry |= summarize(seen)
-    known = [state.power_capped for state in seen if state.power_capped is not None]
-    result.power_capped = any(known) if known else None
-    if len(result.seconds) < SAMPLES_MIN and any(result.starved):
-        # This implementation waits for its host in nearly every launch: that is its time, and `host_bound` says so.
-        result.bursts = [kept + late for kept, late in zip(result.bursts, result.starved, strict=True)]
-        result.telemetry["host_bound"] = True
-    else:
-        for late in result.starved:
-            result.discard("starved", len(late))
-    if result.error is None and not result.seconds:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(result.discarded.items()))
-        result.error = InvalidMeasurement(f"every sample was discarded: {reasons or 'none was taken'}")
 
 
 def for_device(device: Any) -> tuple[SamplingProtocol, Clock]:

@@ -194,7 +194,7 @@ def _measure_controls(grid: Grid, notebook: Notebook) -> Cache:
 
 
 def _control_entry(result: sampling.Samples) -> Entry:
-    return {"failed": error_of(result.error)} if result.error else {"samples": _rounded(result.seconds)}
+    return {"failed": error_of(result.error)} if result.error else {"samples": _rounded(sampling.units(result.bursts))}
 
 
 def _measure_group(
@@ -224,20 +224,22 @@ def _entry(implementation: str, outcome: group.Outcome) -> Entry:
     """
     error = outcome.error
     if error is None:
-        return {"samples": _rounded(outcome.samples.seconds)}
+        return {"samples": _rounded(sampling.units(outcome.samples.bursts))}
     excused = implementation != OURS or isinstance(error, NotInThisVersion) or not outcome.inputs_made
     return {"unavailable" if excused and not isinstance(error, WrongAnswer) else "failed": error_of(error)}
 
 
 def _ratio(sparse: group.Outcome, dense: group.Outcome) -> Entry:
-    """Sparse seconds over dense seconds, one per pair of bursts that took turns."""
+    """Sparse seconds over dense seconds, one per pair of bursts that took turns; of few pairs one per dense launch."""
     for name, outcome in (("sparse", sparse), ("dense", dense)):
         if outcome.error is not None:
             return {kind: f"{name}: {reason}" for kind, reason in _entry(OURS, outcome).items()}
     pairs = [(s, d) for s, d in zip(sparse.samples.bursts, dense.samples.bursts, strict=False) if s and d]
     if not pairs:
         return {"failed": "no pair of bursts kept samples of both"}
-    return {"samples": _rounded([statistics.median(s) / statistics.median(d) for s, d in pairs])}
+    if len(pairs) >= sampling.SAMPLES_MIN:
+        return {"samples": _rounded([statistics.median(s) / statistics.median(d) for s, d in pairs])}
+    return {"samples": _rounded([statistics.median(s) / sample for s, d in pairs for sample in d])}
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
@@ -248,6 +250,7 @@ def _rounded(values: Sequence[float]) -> list[float]:
 def _facts(result: sampling.Samples) -> dict[str, Any]:
     return {
         "samples": len(result.seconds),
+        "cycles_median": result.cycles_median,
         "discarded": result.discarded,
         "power_capped": result.power_capped,
         "telemetry": result.telemetry,

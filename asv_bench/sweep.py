@@ -271,12 +271,13 @@ def _conclude(found: Record, outcome: Outcome) -> None:
     if outcome.error is not None:
         found["error"] = error_of(outcome.error)
         return
-    interval = sampling.median_interval(samples.seconds)
+    interval = samples.interval
     found |= {
         "samples": len(samples.seconds),
         "seconds_median": interval.median,
         "seconds_low": interval.low,
         "seconds_high": interval.high,
+        "cycles_median": samples.cycles_median,
         "tflops": found["flops"] / interval.median / 1e12,
     }
 

@@ -14,7 +14,12 @@ class FakeReading:
 
 
 class FakeClock:
-    """Args: starved: whether the device waits for the host in the next launch. lost: whether `wait` fails."""
+    """A clock that launches advance.
+
+    Args:
+        clock_hertz: of the next launches, the last of them for ever; None where no clock can be read.
+        starved: whether the device waits for the host in the next launch. lost: whether `wait` fails.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,6 +28,8 @@ class FakeClock:
         self.stalled: list[float] = []
         self.starved = False
         self.lost = False
+        self.stamps: list[float] = []
+        self.clock_hertz: list[float | None] = [1.8e9]
 
     def read(self) -> FakeReading:
         return FakeReading(self.now)
@@ -47,6 +54,16 @@ class FakeClock:
 
     def host(self) -> float:
         return self.now
+
+    def stamp(self) -> int | None:
+        self.stamps.append(self.now)
+        return len(self.stamps) - 1
+
+    def hertz(self, first: int | None, second: int | None) -> float | None:
+        return self.clock_hertz.pop(0) if len(self.clock_hertz) > 1 else self.clock_hertz[0]
+
+    def forget_stamps(self) -> None:
+        self.stamps.clear()
 
     def kernel(self, name: str, *seconds: float) -> Callable[[], str]:
         """A launch that takes these times in turn, the last of them for ever."""

@@ -15,14 +15,14 @@ from asv_bench import clocks, errors, sampling
 from asv_bench.sampling import CPU_PROTOCOL, CUDA_PROTOCOL, Plan, measure, median_interval, plan
 from asv_bench.telemetry import Conditions
 
-SHORT = dataclasses.replace(CUDA_PROTOCOL, bursts=3, launches=2, dropped=1)
+SHORT = dataclasses.replace(CUDA_PROTOCOL, bursts=3, launches_min=2, launches_max=2, dropped_min=1, dropped_max=1)
 
 
 def test_a_protocol_that_changes_gets_another_version() -> None:
     """Whoever changes a number here changes the version too, or old and new samples meet in one series."""
-    assert dataclasses.astuple(CUDA_PROTOCOL) == ("cuda-burst", 1, 8, 2, 10, 0.060, True, 2.5, 0.060)
-    assert dataclasses.astuple(CPU_PROTOCOL) == ("cpu-rounds", 1, 2, 1, 10, 0.0, False, 1.0, 0.100)
-    assert CUDA_PROTOCOL.label == "cuda-burst-v1" and sampling.for_device("cpu")[0] is CPU_PROTOCOL
+    assert dataclasses.astuple(CUDA_PROTOCOL) == (*("cuda-burst", 2, 0.030, 3, 14, 1, 2, 0.030, 12, 0.030, True, 2.5),)
+    assert dataclasses.astuple(CPU_PROTOCOL) == (*("cpu-rounds", 1, 0.100, 1, 2, 0, 1, 0.100, 10, 0.0, False, 1.0),)
+    assert CUDA_PROTOCOL.label == "cuda-burst-v2" and sampling.for_device("cpu")[0] is CPU_PROTOCOL
 
 
 def test_implementations_take_turns_burst_by_burst() -> None:
@@ -32,7 +32,7 @@ def test_implementations_take_turns_burst_by_burst() -> None:
     warm_up = ["a", "wait", "a", "wait", "b", "wait", "b", "wait"]
     turns = [*burst["a"], *burst["b"], *burst["b"], *burst["a"], *burst["a"], *burst["b"]]
     assert clock.log == warm_up + turns
-    assert clock.rested == pytest.approx(6 * 0.060)
+    assert clock.rested == pytest.approx(6 * 0.030)
 
 
 def test_no_flush_where_the_protocol_has_none() -> None:
@@ -52,7 +52,7 @@ def test_dropped_launches_are_not_counted() -> None:
 def test_the_slow_first_call_does_not_shorten_the_protocol() -> None:
     clock = FakeClock()
     found = measure({"a": clock.kernel("a", 30.0, 0.001)}, CUDA_PROTOCOL, clock)["a"]
-    assert len(found.seconds) == 80
+    assert len(found.seconds) == 12 * 14
 
 
 def test_the_last_output_is_kept_and_handed_over_before_each_burst() -> None:
@@ -64,7 +64,7 @@ def test_the_last_output_is_kept_and_handed_over_before_each_burst() -> None:
 def test_work_is_queued_ahead_in_proportion_to_the_hosts_time() -> None:
     clock = FakeClock()
     measure({"a": clock.kernel("a", 1e-4)}, SHORT, clock)  # the fake's host is as slow as its device
-    assert clock.stalled == [pytest.approx(1.5 * 3 * (1e-4 + 50e-6))] * 3
+    assert clock.stalled == [pytest.approx(1.5 * 3 * (1e-4 + 80e-6))] * 3
     clock = FakeClock()
     measure({"a": clock.kernel("a", 0.01)}, SHORT, clock)
     assert max(clock.stalled) == 0.020
@@ -73,13 +73,14 @@ def test_work_is_queued_ahead_in_proportion_to_the_hosts_time() -> None:
 @pytest.mark.parametrize(
     "seconds, expected",
     [
-        (60e-6, Plan(10, 8, 2)),
-        (3.6e-3, Plan(10, 8, 2)),
-        (25e-3, Plan(10, 8, 2)),  # 100 launches fill the budget exactly
-        (30e-3, Plan(10, 6, 2)),  # a burst keeps to a tenth of the budget
-        (100e-3, Plan(10, 2, 0)),  # settled within one launch
-        (200e-3, Plan(10, 1, 0)),
-        (1.6, Plan(6, 1, 0)),  # never fewer than 6 samples
+        (60e-6, Plan(12, 14, 2)),
+        (1.8e-3, Plan(12, 14, 2)),
+        (4e-3, Plan(12, 5, 2)),  # 30 ms hold 7 launches
+        (9e-3, Plan(12, 3, 2)),
+        (20e-3, Plan(12, 3, 1)),  # settled within one launch
+        (40e-3, Plan(12, 3, 1)),
+        (100e-3, Plan(6, 3, 1)),  # what the budget holds
+        (1.6, Plan(2, 3, 1)),  # never fewer than 6 samples
     ],
 )
 def test_slow_kernels_get_shorter_and_fewer_bursts(seconds: float, expected: Plan) -> None:
@@ -92,10 +93,13 @@ def test_plans_keep_their_promises() -> None:
             seconds = 10 ** (exponent / 10)
             made = plan(protocol, seconds)
             assert made.bursts * made.launches >= sampling.SAMPLES_MIN
-            assert made.bursts <= protocol.bursts and made.launches <= protocol.launches
-            spent = seconds * made.bursts * (made.launches + made.dropped)
-            fewest = sampling.SAMPLES_MIN * (1 + made.dropped)
-            assert spent <= max(protocol.budget_seconds, seconds * fewest) * 1.0001
+            assert made.bursts <= protocol.bursts
+            assert protocol.launches_min <= made.launches <= protocol.launches_max
+            assert protocol.dropped_min <= made.dropped <= protocol.dropped_max
+            burst = seconds * (made.launches + made.dropped)
+            assert burst <= protocol.burst_seconds * 1.0001 or made.launches == protocol.launches_min
+            fewest = math.ceil(sampling.SAMPLES_MIN / made.launches) * burst
+            assert burst * made.bursts <= max(protocol.budget_seconds, fewest) * 1.0001
 
 
 def failing(clock: FakeClock, after: int, error: Exception) -> Callable[[], str]:
@@ -174,7 +178,7 @@ def test_when_every_sample_is_discarded_there_is_no_number() -> None:
     hot = Conditions(slowdown="hardware_slowdown")
     found = measure({"a": clock.kernel("a", 1e-3)}, SHORT, clock, conditions=lambda: hot)["a"]
     assert isinstance(found.error, errors.InvalidMeasurement)
-    assert str(found.error) == "every sample was discarded: 6 hardware_slowdown"
+    assert str(found.error) == "of 6 samples too many were discarded: 6 hardware_slowdown"
 
 
 def test_times_that_are_none_are_discarded() -> None:
@@ -182,7 +186,7 @@ def test_times_that_are_none_are_discarded() -> None:
     warm_up = [1e-3, 1e-3]
     bad = [1e-3, 0.0, math.nan]
     found = measure({"a": clock.kernel("a", *warm_up, *bad)}, dataclasses.replace(SHORT, bursts=1), clock)["a"]
-    assert found.discarded == {"not_positive": 2} and found.error is not None
+    assert found.discarded == {"not_positive": 6} and found.error is not None
 
 
 def test_starved_samples_are_discarded_while_enough_others_remain() -> None:
@@ -206,9 +210,54 @@ def test_an_implementation_that_always_waits_for_its_host_is_timed_and_marked() 
     assert len(found.seconds) == 6 and found.discarded == {} and found.telemetry == {"host_bound": True}
 
 
+def measured_at(*hertz: float | None, seconds: Any = 1e-3, **changes: Any) -> sampling.Samples:
+    """Four bursts of two launches with these clocks; `seconds` of each may be a list."""
+    clock = FakeClock()
+    clock.clock_hertz = list(hertz)  # asked for kept launches alone
+    times = seconds if isinstance(seconds, list) else [seconds] * 8
+    launches = [time for pair in zip(times[::2], times[1::2], strict=True) for time in (1e-3, *pair)]
+    protocol = dataclasses.replace(SHORT, bursts=4)
+    return measure({"a": clock.kernel("a", 1e-3, 1e-3, *launches)}, protocol, clock, **changes)["a"]
+
+
+def test_cycles_stand_beside_seconds() -> None:
+    found = measured_at(1.8e9, 1.8e9, 1.8e9, 1.9e9, *[1.8e9] * 4)
+    assert found.cycles[1] == pytest.approx([1.8e6, 1.9e6]) and found.cycles_median == pytest.approx(1.8e6)
+    assert measured_at(*[None] * 8).cycles_median is None and measured_at(*[None] * 8).error is None
+
+
+def test_launches_while_the_clock_comes_up_are_discarded() -> None:
+    ramp = [1.2e9, 1.8e9, 1.55e9, 1.8e9, *[1.8e9] * 4]
+    found = measured_at(*ramp)
+    assert found.discarded == {"clock_ramp": 2} and [len(burst) for burst in found.bursts] == [1, 1, 2, 2]
+    capped = measured_at(*ramp, conditions=lambda: Conditions(power_capped=True))
+    assert capped.discarded == {} and capped.power_capped is True  # the cap lowers clocks: kept, marked
+
+
+def test_launches_that_did_something_else_meanwhile_are_discarded() -> None:
+    found = measured_at(*[1.8e9] * 8, seconds=[1e-3, 1e-3, 1.6e-3, 1e-3, 1.4e-3, 1e-3, 1e-3, 1e-3])
+    assert found.discarded == {"preempted": 1} and found.interval.high == pytest.approx(1.4e-3)
+
+
+def test_too_many_discarded_samples_are_no_measurement() -> None:
+    slow = Conditions(slowdown="thermal_slowdown")
+    found = measured_at(*[1.8e9] * 8, conditions=states(slow, slow, slow, Conditions()))
+    assert str(found.error) == "of 8 samples too many were discarded: 6 thermal_slowdown"
+    assert isinstance(found.error, errors.InvalidMeasurement)
+
+
 def test_discard_reasons_are_a_closed_set() -> None:
-    with pytest.raises(ValueError, match="reason: expected one of"):
-        sampling.Samples().discard("bad_luck")
+    samples = sampling.Samples([[sampling.Launch(1.0, None, reason) for reason in sampling.DISCARD_REASONS]])
+    assert tuple(samples.discarded) == sampling.DISCARD_REASONS and samples.seconds == []
+
+
+def test_the_burst_is_the_unit_of_the_interval() -> None:
+    """Launches of one burst share its clock: a hundred of them know no more than one."""
+    bursts = [[1.0 + number / 100] * 50 for number in range(12)]
+    found = sampling.interval_of(bursts)
+    assert found == median_interval([1.0 + number / 100 for number in range(12)])
+    assert found.high - found.low > 0.04 > median_interval([x for burst in bursts for x in burst]).high - found.median
+    assert sampling.units([[1.0, 2.0], [], [3.0]]) == [1.0, 2.0, 3.0]  # too few bursts
 
 
 def test_interval_by_enumeration() -> None:

@@ -176,9 +176,14 @@ def test_a_point_is_a_view_of_the_cache() -> None:
 
 
 def test_ratio_pairs_bursts_that_took_turns() -> None:
-    sparse = group.Outcome(sampling.Samples(bursts=[[1.0, 3.0], [], [4.0]]))
-    dense = group.Outcome(sampling.Samples(bursts=[[4.0], [5.0], [8.0], [9.0]]))
-    assert suite._ratio(sparse, dense) == {"samples": [0.5, 0.5]}
+    def outcome(bursts: list[list[float]]) -> group.Outcome:
+        return group.Outcome(sampling.Samples([[sampling.Launch(seconds) for seconds in burst] for burst in bursts]))
+
+    sparse = outcome([[1.0, 3.0], [], [4.0]])
+    dense = outcome([[4.0, 5.0], [5.0], [8.0], [9.0]])
+    assert suite._ratio(sparse, dense) == {"samples": [0.5, 0.4, 0.5]}  # of few pairs one per dense launch
+    many = outcome([[2.0, 4.0, 3.0]] * 6), outcome([[6.0, 6.0]] * 6)
+    assert suite._ratio(*many) == {"samples": [0.5] * 6}
 
 
 def test_the_grids_are_what_history_was_measured_on() -> None:
@@ -196,12 +201,12 @@ def test_the_grids_are_what_history_was_measured_on() -> None:
         "cuda": (
             *(4096, 128, tokens, (512, 1024, 2048), dims),
             *(("flash_dsa", "naive", "flash_mla"), ("flash_dsa", "naive", "sdpa", "flash_mla"), 1 << 30, 8192),
-            ("cuda-suite", 1, 8, 2, 10, 0.06, True, 1.0, 0.06),
+            ("cuda-suite", 2, 0.03, 3, 14, 1, 2, 0.03, 12, 0.03, True, 1.0),
         ),
         "cpu": (
             *(64, 16, (1024, 4096), (64, 256), dims),
             *(("flash_dsa", "naive"), ("flash_dsa", "naive", "sdpa"), 1 << 26, 1024),
-            ("cpu-suite", 1, 2, 1, 10, 0.0, False, 0.4, 0.1),
+            ("cpu-suite", 1, 0.1, 1, 2, 0, 1, 0.1, 10, 0.0, False, 0.4),
         ),
     }
     sparse, dense = suite.GPU.sparse_problem(8192, 512), suite.GPU.dense_problem(8192, "192x128")
