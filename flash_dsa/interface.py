@@ -62,7 +62,8 @@ def flash_mla_sparse_fwd(
             effect, +inf gives 0. `lse` and `max_logits` are not changed.
         topk_length: ``[s_q]`` int32: query i uses only ``indices[i, :, :topk_length[i]]``. 0 is legal; more than topk
             counts as topk.
-        out: where to write the output, ``[s_q, h_q, d_v]`` of the dtype of `q`; allocated when None.
+        out: where to write the output, ``[s_q, h_q, d_v]`` of the dtype of `q`; allocated when None. From its first
+            byte to its last it must not meet another argument, nor may two of its elements share memory.
 
     Returns:
         ``(out, max_logits, lse)``: `out` ``[s_q, h_q, d_v]``; `max_logits` and `lse` ``[s_q, h_q]`` float32, natural
@@ -104,7 +105,8 @@ def _flash_attn_varlen_forward(
     Args:
         q, k, v, cu_seqlens_qo, cu_seqlens_kv, max_seqlen_qo, max_seqlen_kv, causal, softmax_scale, is_varlen: as in
             `flash_attn_varlen_func`.
-        out: where to write the output, ``[tot_q, h_q, d_v]``; allocated when None.
+        out: where to write the output, ``[tot_q, h_q, d_v]``; allocated when None. Neither it nor `lse` may meet
+            another argument, from first byte to last, or have two elements that share memory.
         lse: where to write the log-sum-exp, ``[tot_q, h_q]`` float32 with any strides; allocated when None.
 
     Returns:

@@ -5,11 +5,14 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace flash_dsa {
@@ -29,12 +32,37 @@ template <class... Args>
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_of(const Tensor& tensor) {
+inline std::string list_of(const std::vector<int64_t>& numbers) {
   std::ostringstream text;
   text << "[";
-  for (int64_t dim = 0; dim < tensor.dim(); ++dim) text << (dim ? ", " : "") << tensor.size(dim);
+  for (size_t i = 0; i < numbers.size(); ++i) text << (i ? ", " : "") << numbers[i];
   text << "]";
   return text.str();
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) sizes.push_back(tensor.size(dim));
+  return list_of(sizes);
+}
+
+inline std::string strides_of(const Tensor& tensor) {
+  std::vector<int64_t> strides;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) strides.push_back(tensor.stride(dim));
+  return list_of(strides);
+}
+
+// Addresses from the first byte of a tensor to the one past its last; empty where it has no element.
+struct Span {
+  uintptr_t begin, end;
+};
+
+inline Span span_of(const Tensor& tensor) {
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (tensor.numel() == 0) return {begin, begin};
+  int64_t last = 0;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  return {begin, begin + static_cast<uintptr_t>(last + 1) * static_cast<uintptr_t>(tensor.element_size())};
 }
 
 inline std::string device_of(const Tensor& tensor) {
@@ -79,9 +107,7 @@ struct Checker {
     rank(name, tensor, meaning, static_cast<int64_t>(sizes.size()));
     for (size_t dim = 0; dim < sizes.size(); ++dim) {
       if (tensor.size(static_cast<int64_t>(dim)) != sizes[dim]) {
-        std::ostringstream expected;
-        for (size_t i = 0; i < sizes.size(); ++i) expected << (i ? ", " : "") << sizes[i];
-        fail(op, ": `", name, "` expected shape ", meaning, " = [", expected.str(), "], got ", shape_of(tensor));
+        fail(op, ": `", name, "` expected shape ", meaning, " = ", list_of(sizes), ", got ", shape_of(tensor));
       }
     }
   }
@@ -119,10 +145,37 @@ struct Checker {
     }
   }
 
+  // No two elements share memory: from the smallest stride up, every dimension steps over all that those before it
+  // span. Rows that interleave without touching are refused with the rest.
   void writable(const char* name, const Tensor& tensor) const {
+    if (tensor.numel() == 0) return;
+    std::vector<std::pair<int64_t, int64_t>> steps;  // stride, size
     for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
-      if (tensor.size(dim) > 1 && tensor.stride(dim) == 0) {
-        fail(op, ": `", name, "` expected memory of its own for every element, got stride 0 in dimension ", dim);
+      if (tensor.size(dim) > 1) steps.emplace_back(tensor.stride(dim), tensor.size(dim));
+    }
+    std::sort(steps.begin(), steps.end());
+    int64_t spanned = 1;
+    for (const auto& [stride, size] : steps) {
+      if (stride < spanned) {
+        fail(op, ": `", name, "` expected memory of its own for every element, got shape ", shape_of(tensor),
+             " with strides ", strides_of(tensor));
+      }
+      spanned += (size - 1) * stride;
+    }
+  }
+
+  // Kernels read the others while they write this one. Spans are compared, so a view between the rows of another tensor
+  // is refused as well. An argument that was not given is null.
+  void apart(const char* name, const Tensor& written,
+             std::initializer_list<std::pair<const char*, const Tensor*>> others) const {
+    const Span mine = span_of(written);
+    for (const auto& [other_name, other] : others) {
+      if (other == nullptr) continue;
+      const Span theirs = span_of(*other);
+      const uintptr_t begin = std::max(mine.begin, theirs.begin), end = std::min(mine.end, theirs.end);
+      if (begin < end) {
+        fail(op, ": `", name, "` expected memory outside the span of `", other_name, "`, got ", end - begin,
+             " bytes within it");
       }
     }
   }

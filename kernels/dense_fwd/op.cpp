@@ -115,6 +115,12 @@ void dense_fwd_out(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   check.dtype("lse", lse, ScalarType::Float);
   check.device("lse", lse, q);
   check.writable("lse", lse);
+  for (const auto& [name, tensor] : {std::pair{"out", &out}, std::pair{"lse", &lse}}) {
+    check.apart(
+        name, *tensor,
+        {{"q", &q}, {"k", &k}, {"v", &v}, {"cu_seqlens_qo", &cu_seqlens_qo}, {"cu_seqlens_kv", &cu_seqlens_kv}});
+  }
+  check.apart("out", out, {{"lse", &lse}});
   run(params, q, out, lse);
 }
 

@@ -10,8 +10,7 @@ namespace {
 constexpr Checker check{"sparse_fwd"};
 
 SparseFwdParams checked(const Tensor& q, const Tensor& kv, const Tensor& indices, double sm_scale, int64_t d_v,
-                        const std::optional<Tensor>& attn_sink, const std::optional<Tensor>& topk_length,
-                        const Tensor* out) {
+                        const std::optional<Tensor>& attn_sink, const std::optional<Tensor>& topk_length) {
   check.rank("q", q, "[s_q, h_q, d_qk]", 3);
   check.rank("kv", kv, "[s_kv, h_kv, d_qk]", 3);
   check.rank("indices", indices, "[s_q, h_kv, topk]", 3);
@@ -47,13 +46,6 @@ SparseFwdParams checked(const Tensor& q, const Tensor& kv, const Tensor& indices
     check.dtype("topk_length", *topk_length, ScalarType::Int);
     check.device("topk_length", *topk_length, q);
     check.contiguous("topk_length", *topk_length);
-  }
-  if (out) {
-    check.shape("out", *out, "[s_q, h_q, d_v]", {s_q, h_q, d_v});
-    check.dtype("out", *out, q.scalar_type());
-    check.device("out", *out, q);
-    check.rows_aligned("out", *out);
-    check.writable("out", *out);
   }
 
   SparseFwdParams params{};
@@ -93,7 +85,7 @@ void run(SparseFwdParams params, const Tensor& q, Tensor& out, Tensor& max_logit
 std::tuple<Tensor, Tensor, Tensor> sparse_fwd(const Tensor& q, const Tensor& kv, const Tensor& indices, double sm_scale,
                                               int64_t d_v, const std::optional<Tensor>& attn_sink,
                                               const std::optional<Tensor>& topk_length) {
-  const SparseFwdParams params = checked(q, kv, indices, sm_scale, d_v, attn_sink, topk_length, nullptr);
+  const SparseFwdParams params = checked(q, kv, indices, sm_scale, d_v, attn_sink, topk_length);
   Tensor out = empty_on(q, {params.s_q, params.h_q, params.d_v}, q.scalar_type());
   Tensor max_logits = empty_on(q, {params.s_q, params.h_q}, ScalarType::Float);
   Tensor lse = empty_on(q, {params.s_q, params.h_q}, ScalarType::Float);
@@ -104,13 +96,27 @@ std::tuple<Tensor, Tensor, Tensor> sparse_fwd(const Tensor& q, const Tensor& kv,
 void sparse_fwd_out(const Tensor& q, const Tensor& kv, const Tensor& indices, double sm_scale, int64_t d_v,
                     const std::optional<Tensor>& attn_sink, const std::optional<Tensor>& topk_length, Tensor out,
                     Tensor max_logits, Tensor lse) {
-  const SparseFwdParams params = checked(q, kv, indices, sm_scale, d_v, attn_sink, topk_length, &out);
+  const SparseFwdParams params = checked(q, kv, indices, sm_scale, d_v, attn_sink, topk_length);
+  check.shape("out", out, "[s_q, h_q, d_v]", {params.s_q, params.h_q, params.d_v});
+  check.dtype("out", out, q.scalar_type());
+  check.device("out", out, q);
+  check.rows_aligned("out", out);
+  check.writable("out", out);
   for (const auto& [name, tensor] : {std::pair{"max_logits", &max_logits}, std::pair{"lse", &lse}}) {
     check.shape(name, *tensor, "[s_q, h_q]", {params.s_q, params.h_q});
     check.dtype(name, *tensor, ScalarType::Float);
     check.device(name, *tensor, q);
     check.contiguous(name, *tensor);
   }
+  const Tensor* sink = attn_sink ? &*attn_sink : nullptr;
+  const Tensor* length = topk_length ? &*topk_length : nullptr;
+  for (const auto& [name, tensor] :
+       {std::pair{"out", &out}, std::pair{"max_logits", &max_logits}, std::pair{"lse", &lse}}) {
+    check.apart(name, *tensor,
+                {{"q", &q}, {"kv", &kv}, {"indices", &indices}, {"attn_sink", sink}, {"topk_length", length}});
+  }
+  check.apart("out", out, {{"max_logits", &max_logits}, {"lse", &lse}});
+  check.apart("max_logits", max_logits, {{"lse", &lse}});
   run(params, q, out, max_logits, lse);
 }
 

@@ -86,7 +86,9 @@ SPARSE: list[tuple[str, Change, str]] = [
     ("topk_length", lambda t: t.long(), r"`topk_length` expected dtype int32, got int64"),
     ("out", lambda t: t[:3], r"`out` expected shape \[s_q, h_q, d_v\] = \[4, 8, 512\], got \[3, 8, 512\]"),
     ("out", lambda t: t.float(), r"`out` expected dtype bfloat16, got float32"),
-    ("out", lambda t: t[:1].expand(4, -1, -1), r"`out` expected memory of its own .*stride 0 in dimension 0"),
+    ("out", lambda t: t[:1].expand(4, -1, -1), r"`out` expected memory of its own .*with strides \[0, 512, 1\]"),
+    ("out", lambda t: t.as_strided(t.shape, (2048, 256, 1)), r"`out` expected memory of its own for every element"),
+    ("out", lambda t: t.as_strided(t.shape, (2048, 512, 1)), r"`out` expected memory .*, got shape \[4, 8, 512\] with"),
     ("out", odd_stride, r"`out` expected strides that are multiples of 8 elements"),
     ("out", misaligned, r"`out` expected data aligned to 16 bytes"),
     ("out", scattered, r"`out` expected stride 1 in its last dimension, got 2"),
@@ -151,7 +153,10 @@ OUTPUTS: list[tuple[str, Change, str]] = [
     ("out", misaligned, "expected data aligned to 16 bytes"),
     ("out", lambda t: t[:1].expand(6, -1, -1), "expected memory of its own for every element"),
     ("lse", lambda t: t.double(), "expected dtype float32, got float64"),
+    ("out", lambda t: t.as_strided(t.shape, (512, 64, 1)), "expected memory of its own for every element"),
     ("lse", lambda t: t[:1].expand(6, -1), "expected memory of its own for every element"),
+    ("lse", lambda t: t.as_strided(t.shape, (1, 1)), "expected memory of its own for every element"),
+    ("lse", lambda t: t.as_strided(t.shape, (3, 1)), "expected memory of its own for every element"),
 ]
 
 
@@ -183,6 +188,76 @@ def test_sparse_fwd_out_says_what_is_wrong(plain_device: torch.device, name: str
     leading = [given[key] for key in ("q", "kv", "indices", "sm_scale")]
     with pytest.raises(RuntimeError, match=f"sparse_fwd: `{name}` {message}"):
         torch.ops.flash_dsa.sparse_fwd_out(*leading, 512, None, None, given["out"], places["max_logits"], places["lse"])
+
+
+def in_one_storage(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors one after the other in one storage, each from a 16-byte boundary on."""
+    places, end = {}, 0
+    for name, tensor in tensors.items():
+        places[name] = end
+        end = -(-(end + tensor.numel() * tensor.element_size()) // 16) * 16
+    storage = torch.zeros(end, dtype=torch.uint8, device=next(iter(tensors.values())).device)
+    moved = {}
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        moved[name] = storage[places[name] : places[name] + size].view(tensor.dtype).view(tensor.shape)
+        moved[name].copy_(tensor)
+    return moved
+
+
+def sparse_out_arguments(device: torch.device) -> dict[str, Any]:
+    given = sparse_arguments(device)
+    out = given.pop("out")
+    given["d_v"] = 512
+    order = ("q", "kv", "indices", "sm_scale", "d_v", "attn_sink", "topk_length")
+    places = {"out": out, **{name: torch.empty(4, 8, device=device) for name in ("max_logits", "lse")}}
+    return {name: given[name] for name in order} | places
+
+
+def dense_out_arguments(device: torch.device) -> dict[str, Any]:
+    given = dense_arguments(device) | {"softmax_scale": 0.1, "causal": False}
+    given["cu_seqlens_kv"] = given["cu_seqlens_kv"].clone()
+    out = torch.empty(6, 4, 128, dtype=torch.bfloat16, device=device)
+    return given | {"out": out, "lse": torch.empty(6, 4, device=device)}
+
+
+OUT_VARIANTS = [
+    ("sparse_fwd", sparse_out_arguments, ("out", "max_logits", "lse")),
+    ("dense_fwd", dense_out_arguments, ("out", "lse")),
+]
+
+
+@pytest.mark.parametrize(("op", "make", "outputs"), OUT_VARIANTS)
+def test_results_may_share_no_memory_with_another_argument(
+    plain_device: torch.device, op: str, make: Callable[[torch.device], dict[str, Any]], outputs: tuple[str, ...]
+) -> None:
+    run = getattr(torch.ops.flash_dsa, op + "_out")
+    arguments = make(plain_device)
+    tensors = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+    for output in outputs:
+        for other in tensors[: tensors.index(output)] + tensors[tensors.index(output) + 1 :]:
+            changed, size = dict(arguments), arguments[other].nbytes
+            # The output starts at the last 16 bytes of the other tensor, or where there are not as many, at its first.
+            last = (size - 1) // 16 * 16
+            storage = torch.zeros(last + 16 + arguments[output].nbytes, dtype=torch.uint8, device=plain_device)
+            changed[other] = storage[:size].view(arguments[other].dtype).view(arguments[other].shape)
+            changed[other].copy_(arguments[other])
+            place = storage[last : last + arguments[output].nbytes]
+            changed[output] = place.view(arguments[output].dtype).view(arguments[output].shape)
+            either = f"`({output}|{other})`"
+            message = f"{op}: {either} expected memory outside the span of {either}, got {size - last} bytes within it"
+            with pytest.raises(RuntimeError, match=message):
+                run(*changed.values())
+
+
+@pytest.mark.parametrize(("op", "make", "outputs"), OUT_VARIANTS)
+def test_results_may_be_neighbours_of_the_other_arguments(
+    plain_device: torch.device, op: str, make: Callable[[torch.device], dict[str, Any]], outputs: tuple[str, ...]
+) -> None:
+    """All arguments in one storage, without a gap where alignment needs none."""
+    arguments = make(plain_device)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    getattr(torch.ops.flash_dsa, op + "_out")(*(arguments | in_one_storage(tensors)).values())
 
 
 def test_the_arguments_above_are_right_before_they_are_changed(plain_device: torch.device) -> None:
