@@ -80,7 +80,8 @@ def flash_mla_sparse_fwd(
     if out is None:
         out, max_logits, lse = _run(_ops.sparse_fwd, *arguments)
     else:
-        max_logits = q.new_empty(q.shape[:2], dtype=torch.float32)
+        # Sizes of `out`, whose memory exists; the op says so where they are not those of `q`, which may be expanded.
+        max_logits = out.new_empty(out.shape[:2], dtype=torch.float32)
         lse = torch.empty_like(max_logits)
         _run(_ops.sparse_fwd_out, *arguments, out, max_logits, lse)
     return out, max_logits, lse
@@ -117,13 +118,14 @@ def _flash_attn_varlen_forward(
         # A q that has no width is refused by the op, with its name.
         softmax_scale = q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 1.0
     arguments = (q, k, v, cu_seqlens_qo, cu_seqlens_kv, max_seqlen_qo, max_seqlen_kv, softmax_scale, causal)
-    if out is None and lse is None:
-        out, lse = _run(_ops.dense_fwd, *arguments)
-        return out, lse
     if out is None:
-        out = q.new_empty((*q.shape[:2], v.shape[-1]))
-    if lse is None:
-        lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32).T
+        if lse is None:
+            out, lse = _run(_ops.dense_fwd, *arguments)
+            return out, lse
+        out = q.new_empty((*q.shape[:2], *v.shape[-1:]))
+    elif lse is None:
+        # Sizes of `out`, whose memory exists; the op says so where they are not those of `q`, which may be expanded.
+        lse = out.new_empty(out.shape[1::-1], dtype=torch.float32).movedim(0, -1)
     _run(_ops.dense_fwd_out, *arguments, out, lse)
     return out, lse
 

@@ -25,6 +25,10 @@ constexpr const char* kUnsupported = "unsupported here: ";
 // Kernels load 16 bytes at a time.
 constexpr int64_t kAlignment = 16;
 
+// Kernels count heads, index slots, rows of packed sequences and sequences in 32 bits. The bit left over is the room
+// they need to round up to whole tiles and to add two.
+constexpr int64_t kMaxSize = int64_t{1} << 30;
+
 template <class... Args>
 [[noreturn]] void fail(const Args&... args) {
   std::ostringstream message;
@@ -99,6 +103,13 @@ struct Checker {
   void size(const char* name, const Tensor& tensor, int64_t dim, int64_t expected, const char* meaning) const {
     if (tensor.size(dim) != expected) {
       fail(op, ": `", name, "` expected ", meaning, " = ", expected, " in dimension ", dim, ", got shape ",
+           shape_of(tensor));
+    }
+  }
+
+  void at_most_max_size(const char* name, const Tensor& tensor, int64_t dim, const char* meaning) const {
+    if (tensor.size(dim) > kMaxSize) {
+      fail(op, ": `", name, "` expected ", meaning, " <= ", kMaxSize, " in dimension ", dim, ", got shape ",
            shape_of(tensor));
     }
   }

@@ -203,8 +203,9 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) dense_narrow_kernel(const DenseFwdParams params) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const SequenceTile tile = find_tile<Tile::kM>(params, static_cast<int>(blockIdx.x));
-  if (tile.rows <= 0) return;
-  NarrowAttention<Tile>(params, tile, static_cast<int>(blockIdx.y), shared_memory).run();
+  const int head = head_of_block();
+  if (tile.rows <= 0 || head >= params.h_q) return;
+  NarrowAttention<Tile>(params, tile, head, shared_memory).run();
 }
 
 }  // namespace flash_dsa::sm80

@@ -11,6 +11,7 @@ constexpr Checker check{"dense_fwd"};
 
 void check_cu_seqlens(const char* name, const Tensor& cu_seqlens, const Tensor& q) {
   check.rank(name, cu_seqlens, "[batch + 1]", 1);
+  check.at_most_max_size(name, cu_seqlens, 0, "batch + 1");
   if (cu_seqlens.size(0) < 1) fail(check.op, ": `", name, "` expected shape [batch + 1], got [0]");
   check.dtype(name, cu_seqlens, ScalarType::Int);
   check.device(name, cu_seqlens, q);
@@ -29,6 +30,10 @@ DenseFwdParams checked(const Tensor& q, const Tensor& k, const Tensor& v, const 
     fail(check.op, ": `q` and `v` expected (d_qk, d_v) = (192, 128), (128, 128) or (576, 512), got (", d_qk, ", ", d_v,
          ")");
   }
+  check.at_most_max_size("q", q, 0, "tot_q");
+  check.at_most_max_size("q", q, 1, "h_q");
+  check.at_most_max_size("k", k, 0, "tot_kv");
+  check.at_most_max_size("k", k, 1, "h_kv");
   check.size("k", k, 2, d_qk, "d_qk");
   check.size("v", v, 0, k.size(0), "tot_kv");
   check.size("v", v, 1, h_kv, "h_kv");

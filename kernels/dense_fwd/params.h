@@ -10,6 +10,7 @@ struct CUstream_st;
 namespace flash_dsa {
 
 struct DenseFwdParams {
+  // Sizes are at most kMaxSize (check.h).
   int batch;              // sequences packed into tot_q and tot_kv
   int64_t tot_q, tot_kv;  // rows of all sequences
   int h_q, h_kv;          // h_q is a multiple of h_kv

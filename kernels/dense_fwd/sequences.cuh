@@ -15,13 +15,16 @@ struct SequenceTile {
 
   // One past the last key that query `row` of the tile sees; may be <= 0.
   __device__ int keys_seen(int row, bool causal) const {
-    return causal ? min(s_kv, start + row + 1 + s_kv - s_q) : s_kv;
+    return causal ? min(s_kv, s_kv - s_q + start + row + 1) : s_kv;  // in this order no sum passes 2^31
   }
 
   __device__ int blocks(int block_keys, bool causal) const {
     return (max(keys_seen(rows - 1, causal), 0) + block_keys - 1) / block_keys;
   }
 };
+
+// Query head that this block of threads serves; the last layer of the grid may hold some that do not exist.
+__device__ inline int head_of_block() { return static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y); }
 
 // Number `tile` of the tiles of `kRows` queries of all sequences; there are at most tot_q / kRows + batch of them.
 // Every warp scans the lengths by itself, 32 sequences at a time. Bounds outside the tensors, which the host cannot see

@@ -7,17 +7,17 @@ namespace flash_dsa {
 
 namespace {
 
-// One block per tile of queries and head; heads are the slow axis, so that blocks in flight share K and V in L2.
+// One block per tile of queries and head; heads are the slow axes, so that blocks in flight share K and V in L2. Sizes
+// are at most 2^30 (op.cpp), so the tiles fit the first axis and the heads the other two, of 65535 each.
 template <class Tile>
 void launch_tile(void (*kernel)(DenseFwdParams), const DenseFwdParams& params, CUstream_st* stream) {
+  constexpr unsigned kAxis = 65535;
   const int64_t tiles = params.tot_q / Tile::kM + params.batch;
-  if (tiles > INT32_MAX || params.h_q > 65535) {
-    throw std::runtime_error("dense_fwd: `q` expected at most 65535 heads and 2^31 - 1 tiles of queries, got h_q = " +
-                             std::to_string(params.h_q) + ", tot_q = " + std::to_string(params.tot_q));
-  }
   if (tiles == 0) return;
-  launch(kernel, params, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(params.h_q)), Tile::kThreads,
-         Tile::kSharedBytes, stream, "dense_fwd sm80");
+  const unsigned heads = static_cast<unsigned>(params.h_q);
+  const unsigned layers = (heads + kAxis - 1) / kAxis;
+  const dim3 grid(static_cast<unsigned>(tiles), (heads + layers - 1) / layers, layers);
+  launch(kernel, params, grid, Tile::kThreads, Tile::kSharedBytes, stream, "dense_fwd sm80");
 }
 
 void launch_wide(const DenseFwdParams& params, int shared_memory, CUstream_st* stream) {

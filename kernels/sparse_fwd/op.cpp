@@ -19,6 +19,8 @@ SparseFwdParams checked(const Tensor& q, const Tensor& kv, const Tensor& indices
   if (d_v != 512) fail(check.op, ": `d_v` expected 512, got ", d_v);
   if (h_q < 1) fail(check.op, ": `q` expected h_q >= 1, got shape ", shape_of(q));
   if (topk < 1) fail(check.op, ": `indices` expected topk >= 1, got shape ", shape_of(indices));
+  check.at_most_max_size("q", q, 1, "h_q");
+  check.at_most_max_size("indices", indices, 2, "topk");
   check.size("kv", kv, 1, 1, "h_kv");
   check.size("kv", kv, 2, d_qk, "d_qk");
   check.size("indices", indices, 0, s_q, "s_q");

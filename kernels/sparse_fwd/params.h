@@ -11,8 +11,8 @@ namespace flash_dsa {
 
 struct SparseFwdParams {
   int64_t s_q, s_kv;   // queries, KV rows
-  int h_q, d_qk, d_v;  // d_qk is 576 or 512, d_v is 512
-  int topk;            // index slots per query
+  int h_q, d_qk, d_v;  // at most kMaxSize; 576 or 512; 512
+  int topk;            // index slots per query, at most kMaxSize
   float sm_scale;      // > 0 and finite
 
   // Strides are in elements; the last dimension of every tensor is contiguous.

@@ -53,6 +53,16 @@ def scattered(tensor: torch.Tensor) -> torch.Tensor:
 
 Change = Callable[[torch.Tensor], Any]
 
+
+def stretched(dim: int, size: int) -> Change:
+    """More elements than any memory holds: a dimension that does not move."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.narrow(dim, 0, 1).expand(*(size if i == dim else -1 for i in range(tensor.dim())))
+
+    return change
+
+
 SPARSE: list[tuple[str, Change, str]] = [
     ("q", lambda t: t[0], r"`q` expected shape \[s_q, h_q, d_qk\], got \[8, 576\]"),
     ("q", lambda t: t[..., :448], r"`q` expected d_qk 576 or 512, got 448"),
@@ -94,6 +104,11 @@ SPARSE: list[tuple[str, Change, str]] = [
     ("out", scattered, r"`out` expected stride 1 in its last dimension, got 2"),
     ("kv", scattered, r"`kv` expected stride 1 in its last dimension, got 2"),
     ("topk_length", scattered, r"`topk_length` expected a contiguous tensor"),
+    ("q", stretched(1, 2**30 + 1), r"`q` expected h_q <= 1073741824 in dimension 1, got shape \[4, 1073741825, 576\]"),
+    ("q", stretched(1, 2**32 + 8), r"`q` expected h_q <= 1073741824 in dimension 1, got shape \[4, 4294967304, 576\]"),
+    ("indices", stretched(2, 2**30 + 1), r"`indices` expected topk <= 1073741824 in dimension 2"),
+    ("indices", stretched(2, 2**32 + 16), r"`indices` expected topk <= 1073741824 in dimension 2"),
+    ("indices", stretched(0, 2**32 + 4), r"`indices` expected s_q = 4 in dimension 0, got shape \[4294967300, 1, 16\]"),
 ]
 
 DENSE: list[tuple[str, Change, str]] = [
@@ -120,6 +135,13 @@ DENSE: list[tuple[str, Change, str]] = [
     ("v", misaligned, r"`v` expected data aligned to 16 bytes"),
     ("k", lambda t: t[:, :0], r"`v` expected h_kv = 0 in dimension 1, got shape \[6, 2, 128\]"),
     ("cu_seqlens_kv", lambda t: t.long(), r"`cu_seqlens_kv` expected dtype int32, got int64"),
+    ("q", stretched(0, 2**32 + 6), r"`q` expected tot_q <= 1073741824 in dimension 0"),
+    ("q", stretched(1, 2**32 + 4), r"`q` expected h_q <= 1073741824 in dimension 1"),
+    ("k", stretched(0, 2**31), r"`k` expected tot_kv <= 1073741824 in dimension 0, got shape \[2147483648, 2, 192\]"),
+    ("k", stretched(1, 2**32 + 2), r"`k` expected h_kv <= 1073741824 in dimension 1"),
+    ("v", stretched(1, 2**32 + 2), r"`v` expected h_kv = 2 in dimension 1"),
+    ("cu_seqlens_qo", stretched(0, 2**32 + 2), r"`cu_seqlens_qo` expected batch \+ 1 <= 1073741824 in dimension 0"),
+    ("cu_seqlens_kv", stretched(0, 2**32 + 2), r"`cu_seqlens_kv` expected batch \+ 1 <= 1073741824 in dimension 0"),
     ("softmax_scale", lambda _: -0.5, r"`softmax_scale` expected a finite number > 0, got -0.5"),
 ]
 

@@ -167,6 +167,18 @@ def test_upstream_forward_writes_where_asked(plain_device: torch.device) -> None
     assert torch.equal(out, expected_out) and torch.equal(lse, expected_lse)
 
 
+@pytest.mark.parametrize("given", ["out", "lse"])
+def test_upstream_forward_allocates_what_is_not_given(plain_device: torch.device, given: str) -> None:
+    call = dense_call(plain_device, [30, 7], [30, 50], 4, 2, (192, 128), causal=True)
+    expected = call.run()
+    place = torch.empty_like(expected[given == "lse"])
+    arguments = (call.q, call.k, call.v, call.cu_seqlens_qo, call.cu_seqlens_kv, 30, 50)
+    results = flash_dsa._flash_attn_varlen_forward(*arguments, causal=True, **{given: place})
+    assert results[given == "lse"] is place
+    for one, other in zip(expected, results, strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+
+
 @pytest.mark.parametrize("head_dims", HEAD_DIMS)
 def test_packed_forms_are_the_same_call(plain_device: torch.device, head_dims: tuple[int, int]) -> None:
     call = dense_call(plain_device, [20, 13], [20, 13], 4, 4, head_dims, causal=True)
@@ -235,6 +247,19 @@ def test_offsets_past_two_to_the_31_elements(head_dims: tuple[int, int]) -> None
 def test_long_ragged_batches(head_dims: tuple[int, int]) -> None:
     call = dense_call(torch.device("cuda"), [3000, 1, 0, 700], [5000, 4097, 300, 700], 2, 1, head_dims, causal=True)
     call.check()
+
+
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_more_heads_than_an_axis_of_a_launch_grid_holds(device: torch.device, head_dims: tuple[int, int]) -> None:
+    """CUDA's limit is 65535 blocks; heads on both sides of the joint are compared with calls on them alone."""
+    call = dense_call(device, [1, 2], [2, 1], 70_001, 1, head_dims, causal=True)
+    results = call.run()
+    heads = [0, 1, 35_000, 35_001, 65_534, 65_535, 65_536, 70_000]
+    call.q = call.q[:, heads].contiguous()
+    for name, actual, expected in zip(("out", "lse"), results, call.expected(), strict=True):
+        assert_right("dense_fwd", name, actual[:, heads], expected)
+    for actual, alone in zip(results, call.run(), strict=True):
+        assert torch.equal(actual[:, heads], alone)
 
 
 def test_the_reference_is_the_formula_written_out() -> None:

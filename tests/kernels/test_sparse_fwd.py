@@ -155,6 +155,14 @@ def test_error_is_at_most_twice_that_of_plain_torch(device: torch.device) -> Non
     assert (call.run()[0].double() - expected).abs().max() <= 2 * plain_error
 
 
+def test_more_heads_than_an_axis_of_a_launch_grid_holds(device: torch.device) -> None:
+    call = sparse_call(device, 1, 20, 70_001, 5, 512)
+    out = call.run()[0]
+    heads = [0, 65_534, 65_535, 65_536, 70_000]
+    call.q = call.q[:, heads].contiguous()
+    assert_right("sparse_fwd", "out", out[:, heads], call.expected()[0])
+
+
 @pytest.mark.gpu
 def test_seventy_thousand_queries() -> None:
     call = sparse_call(torch.device("cuda"), 70_000, 500, 16, 70, features="sink length")
