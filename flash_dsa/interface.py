@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
+import flash_dsa.fakes  # noqa: F401  registers them
 from flash_dsa.library import UNSUPPORTED, compiled_targets, target_of
 
 __all__ = [
@@ -285,46 +286,3 @@ def flash_mla_with_kvcache(*args: object, **kwargs: object) -> NoReturn:
         NotImplementedError: always; flash_dsa serves prefill.
     """
     raise NotImplementedError("flash_mla_with_kvcache is decode; flash_dsa serves prefill only")
-
-
-@torch.library.register_fake("flash_dsa::sparse_fwd")
-def _sparse_fwd_fake(
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    indices: torch.Tensor,
-    sm_scale: float,
-    d_v: int,
-    attn_sink: torch.Tensor | None,
-    topk_length: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    torch._check(q.dim() == 3, lambda: f"sparse_fwd: `q` expected shape [s_q, h_q, d_qk], got {list(q.shape)}")
-    s_q, h_q = q.shape[:2]
-    max_logits = q.new_empty((s_q, h_q), dtype=torch.float32)
-    return q.new_empty((s_q, h_q, d_v)), max_logits, torch.empty_like(max_logits)
-
-
-@torch.library.register_fake("flash_dsa::sparse_fwd_out")
-def _sparse_fwd_out_fake(*args: object) -> None:
-    return None
-
-
-@torch.library.register_fake("flash_dsa::dense_fwd")
-def _dense_fwd_fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_qo: torch.Tensor,
-    cu_seqlens_kv: torch.Tensor,
-    max_seqlen_qo: int,
-    max_seqlen_kv: int,
-    softmax_scale: float,
-    causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    torch._check(q.dim() == 3, lambda: f"dense_fwd: `q` expected shape [tot_q, h_q, d_qk], got {list(q.shape)}")
-    tot_q, h_q = q.shape[:2]
-    return q.new_empty((tot_q, h_q, v.shape[2])), q.new_empty((h_q, tot_q), dtype=torch.float32).T
-
-
-@torch.library.register_fake("flash_dsa::dense_fwd_out")
-def _dense_fwd_out_fake(*args: object) -> None:
-    return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flash_dsa
 
@@ -34,6 +36,28 @@ def dense_arguments(device: torch.device) -> dict[str, Any]:
         "max_seqlen_qo": 6,
         "max_seqlen_kv": 6,
     }
+
+
+def sparse_out_arguments(device: torch.device) -> dict[str, Any]:
+    given = sparse_arguments(device)
+    out = given.pop("out")
+    given["d_v"] = 512
+    order = ("q", "kv", "indices", "sm_scale", "d_v", "attn_sink", "topk_length")
+    places = {"out": out, **{name: torch.empty(4, 8, device=device) for name in ("max_logits", "lse")}}
+    return {name: given[name] for name in order} | places
+
+
+def dense_out_arguments(device: torch.device) -> dict[str, Any]:
+    given = dense_arguments(device) | {"softmax_scale": 0.1, "causal": False}
+    given["cu_seqlens_kv"] = given["cu_seqlens_kv"].clone()
+    out = torch.empty(6, 4, 128, dtype=torch.bfloat16, device=device)
+    return given | {"out": out, "lse": torch.empty(6, 4, device=device)}
+
+
+OUT_VARIANTS = [
+    ("sparse_fwd", sparse_out_arguments, ("out", "max_logits", "lse")),
+    ("dense_fwd", dense_out_arguments, ("out", "lse")),
+]
 
 
 def misaligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -212,6 +236,66 @@ def test_sparse_fwd_out_says_what_is_wrong(plain_device: torch.device, name: str
         torch.ops.flash_dsa.sparse_fwd_out(*leading, 512, None, None, given["out"], places["max_logits"], places["lse"])
 
 
+# What the fake kernels leave to the ops themselves.
+NOT_A_SHAPE = re.compile("dtype|aligned|stride|contiguous|finite|memory|number >= 0")
+WRONG_CALLS = [
+    pytest.param(call, make, name, change, id=f"{call.__name__}-{name}-{message}")
+    for call, make, table in (
+        (flash_dsa.flash_mla_sparse_fwd, sparse_arguments, SPARSE),
+        (flash_dsa.flash_attn_varlen_func, dense_arguments, DENSE),
+    )
+    for name, change, message in table
+]
+
+
+def same_on(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The tensors among them on the meta device, or as fakes of themselves."""
+    mode = FakeTensorMode()
+    moved = {}
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            value = value.to("meta") if kind == "meta" else mode.from_tensor(value)
+        moved[name] = value
+    return moved
+
+
+def refusal(call: Callable[..., Any], arguments: dict[str, Any]) -> str | None:
+    try:
+        call(**arguments)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+@pytest.mark.parametrize(("call", "make", "name", "change"), WRONG_CALLS)
+def test_fakes_speak_of_shapes_as_the_ops_do(
+    call: Callable[..., Any], make: Callable[[torch.device], dict[str, Any]], name: str, change: Change, kind: str
+) -> None:
+    """The whole message where a shape is wrong; no objection where it is something else."""
+    arguments = make(torch.device("cpu"))
+    arguments[name] = change(arguments.get(name))  # type: ignore[arg-type]
+    message = refusal(call, arguments)
+    assert message is not None
+    assert refusal(call, same_on(kind, arguments)) == (None if NOT_A_SHAPE.search(message) else message)
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_fakes_check_the_shapes_of_results(kind: str) -> None:
+    cpu = torch.device("cpu")
+    for op, make, outputs in OUT_VARIANTS:
+        run = getattr(torch.ops.flash_dsa, op + "_out")
+        call = lambda run=run, **arguments: run(*arguments.values())  # noqa: E731
+        assert refusal(call, same_on(kind, make(cpu))) is None
+        for name in outputs:
+            for change in (lambda t: t[:3], lambda t: t[0], lambda t: t[..., :2]):
+                arguments = make(cpu)
+                arguments[name] = change(arguments[name])
+                message = refusal(call, arguments)
+                assert message is not None and f"{op}: `{name}` expected shape" in message
+                assert refusal(call, same_on(kind, arguments)) == message
+
+
 def in_one_storage(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same tensors one after the other in one storage, each from a 16-byte boundary on."""
     places, end = {}, 0
@@ -225,28 +309,6 @@ def in_one_storage(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         moved[name] = storage[places[name] : places[name] + size].view(tensor.dtype).view(tensor.shape)
         moved[name].copy_(tensor)
     return moved
-
-
-def sparse_out_arguments(device: torch.device) -> dict[str, Any]:
-    given = sparse_arguments(device)
-    out = given.pop("out")
-    given["d_v"] = 512
-    order = ("q", "kv", "indices", "sm_scale", "d_v", "attn_sink", "topk_length")
-    places = {"out": out, **{name: torch.empty(4, 8, device=device) for name in ("max_logits", "lse")}}
-    return {name: given[name] for name in order} | places
-
-
-def dense_out_arguments(device: torch.device) -> dict[str, Any]:
-    given = dense_arguments(device) | {"softmax_scale": 0.1, "causal": False}
-    given["cu_seqlens_kv"] = given["cu_seqlens_kv"].clone()
-    out = torch.empty(6, 4, 128, dtype=torch.bfloat16, device=device)
-    return given | {"out": out, "lse": torch.empty(6, 4, device=device)}
-
-
-OUT_VARIANTS = [
-    ("sparse_fwd", sparse_out_arguments, ("out", "max_logits", "lse")),
-    ("dense_fwd", dense_out_arguments, ("out", "lse")),
-]
 
 
 @pytest.mark.parametrize(("op", "make", "outputs"), OUT_VARIANTS)

@@ -72,6 +72,49 @@ def test_compile_dense(plain_device: torch.device) -> None:
     assert torch.equal(model(call.q, call.k, call.v, call.cu_seqlens_qo, call.cu_seqlens_kv), expected)
 
 
+def test_compile_dense_with_out(plain_device: torch.device) -> None:
+    call = dense_call(plain_device, [10, 3], [20, 9], 4, 2, (192, 128))
+
+    @torch.compile(fullgraph=True)
+    def model(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(13, 4, 128, dtype=q.dtype, device=q.device)
+        _, lse = flash_dsa._flash_attn_varlen_forward(q, k, v, a, b, 10, 20, out=out)
+        return out.float() * lse.unsqueeze(-1)
+
+    out, lse = call.run()
+    actual = model(call.q, call.k, call.v, call.cu_seqlens_qo, call.cu_seqlens_kv)
+    assert torch.equal(actual, out.float() * lse.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_says_which_shape_is_wrong(plain_device: torch.device, dynamic: bool) -> None:
+    """While compiling, before anything runs, whether sizes are numbers or symbols."""
+    call = sparse_call(plain_device, 5, 60, 8, 20)
+    model = torch.compile(flash_dsa.flash_mla_sparse_fwd, fullgraph=True, dynamic=dynamic, backend="eager")
+    model(call.q, call.kv, call.indices, 0.1)
+    with pytest.raises(RuntimeError, match=r"sparse_fwd: `indices` expected s_q = \w+ in dimension 0, got shape \["):
+        model(call.q, call.kv, call.indices[:3], 0.1)
+    with pytest.raises(RuntimeError, match=r"sparse_fwd: `kv` expected shape \[s_kv, h_kv, d_qk\], got \["):
+        model(call.q, call.kv[:, 0], call.indices, 0.1)
+
+
+def test_compile_where_only_the_data_knows_how_many_queries(
+    plain_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake kernel's checks of such a size become assertions of the program instead of a refusal to compile."""
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    call = sparse_call(plain_device, 5, 60, 8, 20)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def model(q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        keep = mask.nonzero()[:, 0]
+        return flash_dsa.flash_mla_sparse_fwd(q[keep], kv, indices[keep], 0.1)[0]
+
+    mask = torch.tensor([True, False, True, True, False], device=plain_device)
+    expected = flash_dsa.flash_mla_sparse_fwd(call.q[mask], call.kv, call.indices[mask], 0.1)[0]
+    assert torch.equal(model(call.q, call.kv, call.indices, mask), expected)
+
+
 def test_code_written_for_upstream_runs() -> None:
     """In a fresh process, with nothing imported but flash_dsa under upstream's name."""
     code = """
