@@ -28,6 +28,12 @@ _ops = torch.ops.flash_dsa
 def _run(op: Callable[..., Any], *arguments: object) -> Any:
     try:
         return op(*arguments)
+    except NotImplementedError as error:
+        # torch's dispatcher has no kernel for these tensors, and lists everything it has instead of saying which.
+        kinds = {f"{t.device.type} ({t.layout})" for t in arguments if isinstance(t, torch.Tensor)}
+        raise NotImplementedError(
+            f"no target serves tensors on {', '.join(sorted(kinds))}; compiled: {compiled_targets()}"
+        ) from error
     except RuntimeError as error:
         reason = str(error)
         if not reason.startswith(UNSUPPORTED):

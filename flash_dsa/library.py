@@ -75,11 +75,21 @@ def target_of(device: torch.device | str) -> str:
         ``"cpu"`` or ``"sm80"``.
 
     Raises:
-        NotImplementedError: nothing compiled serves the device; says what it is and what was compiled.
+        NotImplementedError: nothing compiled serves the device, or torch does not reach it; says why, and what was
+            compiled.
     """
     device = torch.device(device)
     if device.type == "cpu":
         return "cpu"
     if device.type != "cuda":
         raise NotImplementedError(f"no target serves {device.type} devices; compiled: {compiled_targets()}")
+    if torch.version.cuda is None:
+        raise NotImplementedError(
+            f"{device} needs a torch built for CUDA, this is {torch.__version__}; compiled: {compiled_targets()}"
+        )
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise NotImplementedError(
+            f"{device} is not here: torch {torch.__version__} sees {count} CUDA devices; compiled: {compiled_targets()}"
+        )
     return _ask(_library.flash_dsa_cuda_target, torch.cuda.current_device() if device.index is None else device.index)

@@ -406,6 +406,43 @@ def test_target_of_names_what_serves_a_device() -> None:
         flash_dsa.target_of("mps")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_target_of_a_gpu_with_a_torch_for_the_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    message = f"{device} needs a torch built for CUDA, this is {re.escape(torch.__version__)}; compiled: cpu"
+    with pytest.raises(NotImplementedError, match=message):
+        flash_dsa.target_of(device)
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:3", 3)])
+def test_target_of_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str, count: int) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(
+        NotImplementedError, match=f"{device} is not here: torch .* sees {count} CUDA devices; compiled: "
+    ):
+        flash_dsa.target_of(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_is_no_internal_error_of_torch() -> None:
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(NotImplementedError, match=f"{device} (needs a torch built for CUDA|is not here: torch)"):
+            flash_dsa.target_of(device)
+
+
+def test_tensors_that_no_target_serves() -> None:
+    arguments = sparse_arguments(torch.device("cpu"))
+    arguments["q"] = arguments["q"].to_sparse()
+    message = r"no target serves tensors on cpu \(torch.sparse_coo\), cpu \(torch.strided\); compiled: cpu"
+    with pytest.raises(NotImplementedError, match=message):
+        flash_dsa.flash_mla_sparse_fwd(**arguments)
+    dense = dense_arguments(torch.device("cpu"))
+    dense["k"] = dense["k"].to_sparse()
+    with pytest.raises(NotImplementedError, match=message):
+        flash_dsa.flash_attn_varlen_func(**dense)
+
+
 @pytest.mark.gpu
 def test_target_of_a_gpu() -> None:
     assert flash_dsa.target_of("cuda") == "sm80"
