@@ -94,7 +94,10 @@ RowResult finish_row(const CpuScratch& scratch, int row, float sink) {
   // A score of +inf, or NaN, made the sum NaN; the running maximum lost the NaN and kept the infinity.
   if (std::isnan(sum) && max_logit != kInfinity) max_logit = sum;
   const float lse = max_logit == kInfinity ? kInfinity : static_cast<float>(max_logit + std::log(double{sum}));
-  return {1.0f / (sum * (1.0f + std::exp(sink - lse))), max_logit, lse};
+  const float factor = 1.0f / (sum * (1.0f + std::exp(sink - lse)));
+  // A NaN in the sink may have any bits: rounding to bfloat16 would carry those of the lower half into 0 or -0, and the
+  // sign would be another than a GPU's, whose NaNs are positive.
+  return {std::isnan(factor) ? std::numeric_limits<float>::quiet_NaN() : factor, max_logit, lse};
 }
 
 }  // namespace flash_dsa

@@ -80,7 +80,7 @@ FLASH_DSA_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 FLASH_DSA_INLINE UVec load_bf16(const void* source) { return __builtin_convertvector(load<HalfVec>(source), UVec); }
 
 // Round to nearest even, as bits in the upper halves; the lower halves are rubbish. Overflows to infinity as it should,
-// and a NaN stays one: payloads come from bfloat16, so their lower halves are 0.
+// and a NaN stays one: payloads come from bfloat16 or finish_row (cpu.cpp), so their lower halves are 0.
 FLASH_DSA_INLINE UVec round_bf16(Vec value) {
   const UVec bits = (UVec)value;
   return bits + 0x7fffu + ((bits >> 16) & 1u);

@@ -186,9 +186,10 @@ def dense_call(
 
 
 def assert_right(op: str, name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within the tolerance of the dtype; infinities in the same places."""
+    """Within the tolerance of the dtype; infinities and NaN in the same places."""
     if name == "out" and actual.dtype == torch.float32:
-        torch.testing.assert_close(actual.double(), expected, rtol=FLOAT32_TOLERANCE, atol=FLOAT32_TOLERANCE)
+        limits = {"rtol": FLOAT32_TOLERANCE, "atol": FLOAT32_TOLERANCE}
+        torch.testing.assert_close(actual.double(), expected, **limits, equal_nan=True)
         return
     wrong = difference(actual, expected, TOLERANCES[op][name])
     assert wrong is None, f"{op} {name}: {wrong}"

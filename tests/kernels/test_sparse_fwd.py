@@ -111,6 +111,45 @@ def test_sink_scales_out_and_nothing_else(device: torch.device) -> None:
     assert torch.all(call.run()[0] == 0)
 
 
+# quiet, signalling, with all bits set (what CUDA's arithmetic gives), and each with the sign bit
+NANS = [bits | sign for bits in (0x7FC00000, 0x7F800001, 0x7FFFFFFF) for sign in (0, -(2**31))]
+
+
+@pytest.mark.parametrize("bits", NANS, ids=lambda bits: f"{bits & 0xFFFFFFFF:08x}")
+def test_a_sink_that_is_nan_makes_its_head_nan(device: torch.device, bits: int) -> None:
+    """Positive NaN on every target; nothing else changes, and a row with nothing valid stays +0."""
+    for dtype in (torch.bfloat16, torch.float32) if device.type == "cpu" else (torch.bfloat16,):
+        call = sparse_call(device, 4, 200, 40, 64, dtype=dtype)
+        call.indices[2] = -1
+        call.attn_sink = torch.zeros(40, device=device)
+        without, *statistics = call.run()
+        call.attn_sink.view(torch.int32)[7] = bits
+        out, *same = call.run()
+        for one, other in zip(statistics, same, strict=True):
+            assert torch.equal(one, other)
+        expected = without.clone()
+        expected[:, 7] = float("nan")
+        expected[2] = 0.0
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+        assert not out[:, 7].signbit().any() and not out[2].signbit().any()
+        assert_right("sparse_fwd", "out", out, call.expected()[0])
+
+
+def test_sinks_at_the_ends_of_float32(device: torch.device) -> None:
+    """-0 is 0; what outweighs every score leaves +0, not -0; what weighs nothing changes nothing."""
+    call = sparse_call(device, 3, 200, 40, 64)
+    none = call.run()[0]
+    largest = torch.finfo(torch.float32).max
+    outs = {}
+    for sink in (0.0, -0.0, largest, float("inf"), -largest, float("-inf")):
+        call.attn_sink = torch.full((40,), sink, device=device)
+        outs[str(sink)] = call.run()[0].view(torch.int16)
+    assert torch.equal(outs["0.0"], outs["-0.0"])
+    assert not outs[str(largest)].any() and not outs["inf"].any()
+    assert torch.equal(outs[str(-largest)], none.view(torch.int16))
+    assert torch.equal(outs["-inf"], none.view(torch.int16))
+
+
 def test_nan_scores_are_nan_in_everything(device: torch.device) -> None:
     call = sparse_call(device, 4, 300, 40, 100)
     call.q[1, 7] = float("nan")
