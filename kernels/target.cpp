@@ -1,6 +1,5 @@
 #include "target.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -59,13 +58,20 @@ Target cuda_target(int index) {
 }
 
 int shared_memory_limit(int index) {
-  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  constexpr long kLeast = kSharedMemorySm86 / 1024;
   const char* cap = std::getenv("FLASH_DSA_TEST_SMEM_KB");
-  if (cap == nullptr || *cap == '\0') return limit;
+  const bool capped = cap != nullptr && *cap != '\0';
   char* end = nullptr;
-  const long kilobytes = std::strtol(cap, &end, 10);
-  if (*end != '\0' || kilobytes <= 0) fail("FLASH_DSA_TEST_SMEM_KB expected a number of KiB, got '", cap, "'");
-  return static_cast<int>(std::min<long>(limit, kilobytes * 1024));
+  const long kilobytes = capped ? std::strtol(cap, &end, 10) : kLeast;
+  if (capped && (*end != '\0' || kilobytes < kLeast)) {
+    fail("FLASH_DSA_TEST_SMEM_KB expected a number of KiB >= ", kLeast, ", got '", cap, "'");
+  }
+  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (limit < kSharedMemorySm86) {
+    fail(kUnsupported, "cuda:", index, " gives a block ", limit, " bytes of shared memory, kernels need ",
+         kSharedMemorySm86);
+  }
+  return capped && kilobytes < limit / 1024 ? static_cast<int>(kilobytes * 1024) : limit;
 }
 
 #else

@@ -1,5 +1,6 @@
 // Host launcher of dense_fwd, portable target: the tile by head sizes and by shared memory.
 #include "../launch.h"
+#include "../target.h"
 #include "narrow_sm80.cuh"
 #include "sm80.cuh"
 
@@ -24,6 +25,9 @@ void launch_wide(const DenseFwdParams& params, int shared_memory, CUstream_st* s
   using Tile64x64 = sm80::WideTile<2, 64, 576>;  // 227 KiB: SM90, SM100
   using Tile64x32 = sm80::WideTile<2, 32, 576>;  // 163 KiB: SM80
   using Tile32x16 = sm80::WideTile<1, 16, 576>;  // 99 KiB: SM86, SM89, SM120
+  static_assert(Tile64x64::kSharedBytes <= kSharedMemorySm90);
+  static_assert(Tile64x32::kSharedBytes <= kSharedMemorySm80);
+  static_assert(Tile32x16::kSharedBytes <= kSharedMemorySm86);
   if (shared_memory >= Tile64x64::kSharedBytes) {
     return launch_tile<Tile64x64>(sm80::dense_wide_kernel<Tile64x64>, params, stream);
   }
@@ -36,6 +40,7 @@ void launch_wide(const DenseFwdParams& params, int shared_memory, CUstream_st* s
 template <int kDqk>
 void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
   using Tile = sm80::NarrowTile<kDqk>;  // 80 KiB at most: every family
+  static_assert(Tile::kSharedBytes <= kSharedMemorySm86);
   launch_tile<Tile>(sm80::dense_narrow_kernel<Tile>, params, stream);
 }
 

@@ -1,5 +1,6 @@
 // Host launcher of sparse_fwd, portable target: the tile by heads and by shared memory.
 #include "../launch.h"
+#include "../target.h"
 #include "sm80.cuh"
 
 namespace flash_dsa {
@@ -25,6 +26,10 @@ void choose_tile(const SparseFwdParams& params, int shared_memory, CUstream_st* 
   using Tile64x32 = sm80::WideTile<2, 32, kDqk>;  // 163 KiB: SM80
   using Tile32x32 = sm80::WideTile<1, 32, kDqk>;  // few heads; two blocks share an SM of 227 KiB
   using Tile32x16 = sm80::WideTile<1, 16, kDqk>;  // 99 KiB: SM86, SM89, SM120
+  static_assert(Tile64x64::kSharedBytes <= kSharedMemorySm90);
+  static_assert(Tile64x32::kSharedBytes <= kSharedMemorySm80 && Tile32x32::kSharedBytes <= kSharedMemorySm80);
+  static_assert(Tile32x16::kSharedBytes <= kSharedMemorySm86);
+  static_assert(2 * (Tile32x32::kSharedBytes + 1024) <= 228 * 1024, "an SM has 228 KiB, and keeps one for each block");
   const bool few_heads = params.h_q <= 32;
   if (!few_heads && shared_memory >= Tile64x64::kSharedBytes) return launch_tile<Tile64x64>(params, stream);
   if (!few_heads && shared_memory >= Tile64x32::kSharedBytes) return launch_tile<Tile64x32>(params, stream);

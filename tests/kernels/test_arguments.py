@@ -449,8 +449,20 @@ def test_target_of_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("text", ["many", "-1", "0"])
-def test_a_shared_memory_cap_that_is_no_number(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+@pytest.mark.parametrize("text", ["many", "-1", "0", "98", "99k", "-9223372036854775808"])
+def test_a_shared_memory_cap_that_no_tile_fits(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """It used to be ignored below the smallest tile, which ran all the same."""
     monkeypatch.setenv("FLASH_DSA_TEST_SMEM_KB", text)
-    with pytest.raises(RuntimeError, match=f"FLASH_DSA_TEST_SMEM_KB expected a number of KiB, got '{text}'"):
-        flash_dsa.flash_mla_sparse_fwd(**sparse_arguments(torch.device("cuda")))
+    cuda = torch.device("cuda")
+    message = f"FLASH_DSA_TEST_SMEM_KB expected a number of KiB >= 99, got '{text}'"
+    with pytest.raises(RuntimeError, match=message):
+        flash_dsa.flash_mla_sparse_fwd(**sparse_arguments(cuda))
+    with pytest.raises(RuntimeError, match=message):
+        flash_dsa.flash_attn_varlen_func(**dense_arguments(cuda))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("text", ["", "99", "228", "9223372036854775807"])
+def test_shared_memory_caps_that_some_tile_fits(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FLASH_DSA_TEST_SMEM_KB", text)
+    flash_dsa.flash_mla_sparse_fwd(**sparse_arguments(torch.device("cuda")))
