@@ -15,6 +15,7 @@ inline void check_cuda(cudaError_t status, const char* doing) {
 template <class Params>
 void launch(void (*kernel)(Params), const Params& params, dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
             const char* name) {
+  // Before every launch: it holds for the current device alone, and costs less than a look-up of what has been set.
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
   kernel<<<grid, threads, shared_bytes, stream>>>(params);
   check_cuda(cudaGetLastError(), name);

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 import torch
-from numerics import dense_call, sparse_call
+from numerics import DenseCall, SparseCall, dense_call, sparse_call
 
 import flash_dsa
 
@@ -190,12 +190,41 @@ def test_another_thread() -> None:
         assert torch.equal(one, two)
 
 
+def calls_on(device: torch.device) -> list[SparseCall | DenseCall]:
+    """One for every kernel; each needs more shared memory than CUDA allows a kernel that did not ask."""
+    dense = [dense_call(device, [70], [90], 4, 2, head_dims, causal=True) for head_dims in ((192, 128), (576, 512))]
+    return [*(sparse_call(device, 20, 300, h_q, 128) for h_q in (16, 64)), *dense]
+
+
 @pytest.mark.gpu
 @pytest.mark.two_gpus
 def test_tensors_on_a_gpu_that_is_not_current() -> None:
-    expected = sparse_call(torch.device("cuda:0"), 20, 300, 64, 128).run()
+    """After the same kernels have run on GPU 0: what a launch sets up must be set up for each GPU."""
+    expected = [call.run() for call in calls_on(torch.device("cuda:0"))]
+    calls = calls_on(torch.device("cuda:1"))
     with torch.cuda.device(0):
-        results = sparse_call(torch.device("cuda:1"), 20, 300, 64, 128).run()
+        results = [call.run() for call in calls]
+        assert torch.cuda.current_device() == 0
     torch.cuda.synchronize(1)
-    for one, two in zip(expected, results, strict=True):
+    for one, two in zip(sum(expected, ()), sum(results, ()), strict=True):
         assert two.device.index == 1 and torch.equal(one, two.to("cuda:0"))
+
+
+@pytest.mark.gpu
+@pytest.mark.two_gpus
+def test_side_stream_of_a_gpu_that_is_not_current() -> None:
+    """As test_side_stream_is_the_one_used; `torch.cuda.device` leaves the current stream of the other GPU alone."""
+    for call in calls_on(torch.device("cuda:1")):
+        expected = call.run()
+        q, call.q = call.q, torch.zeros_like(call.q)
+        torch.cuda.synchronize(1)
+        stream = torch.cuda.Stream(1)
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            call.q.copy_(q)
+            with torch.cuda.device(0):
+                assert torch.cuda.current_device() == 0 and torch.cuda.current_stream(1) == stream
+                results = call.run()
+        stream.synchronize()
+        for one, two in zip(expected, results, strict=True):
+            assert torch.equal(one, two)
