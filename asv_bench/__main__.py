@@ -1,4 +1,4 @@
-"""`python -m asv_bench sweep | doctor | report`."""
+"""`python -m asv_bench sweep | doctor | report | agree`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
-    commands = {"sweep": _sweep, "doctor": _doctor, "report": _report}
+    commands = {"sweep": _sweep, "doctor": _doctor, "report": _report, "agree": _agree}
     try:
         return commands[options.command](options)
     except (UsageError, record.Unreadable, report.UnknownBlock) as error:
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--cases", action="store_true", help="list the cases too")
     report = commands.add_parser("report", help="make tables, plots and pages again from the records")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff if a file would change")
+    agree = commands.add_parser("agree", help="how far fresh processes differ in the time of an unchanged kernel")
+    agree.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    agree.add_argument("--machine", help="as of sweep")
+    agree.add_argument("--processes", type=int, default=8, help="how many (default: 8)")
+    agree.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -147,6 +152,27 @@ def _report(options: argparse.Namespace) -> int:
         print(f"{len(messages)} files differ from the records; run `python -m asv_bench report`", file=sys.stderr)
         return FAILED
     print("Everything is as the records say." if not messages else "")
+    return DONE
+
+
+def _agree(options: argparse.Namespace) -> int:
+    from asv_bench import agreement, sweep, telemetry
+
+    device = _device(options.device).type
+    if options.child:
+        agreement.child_main(device)
+        return DONE
+    if options.processes < 2:
+        raise UsageError(f"processes: expected at least 2, got {options.processes}")
+    try:
+        folder = sweep.default_output(telemetry.machine_name(options.machine))
+        document = agreement.measure(folder, device, options.processes, lambda done: print(done, flush=True))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except RuntimeError as error:
+        print(f"asv_bench agree: {error}", file=sys.stderr)
+        return FAILED
+    print(f"\n{agreement.table(document).text()}\n\nWritten: {folder / agreement.FILE}")
     return DONE
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asv_bench import cases, clocks, implementations, inputs, record, sampling, sweep, telemetry
+from asv_bench import cases, clocks, cycles, implementations, inputs, record, sampling, sweep, telemetry
 from asv_bench.cases import Problem
 
 pytestmark = pytest.mark.gpu
@@ -43,6 +43,33 @@ def test_events_time_what_the_gpu_does() -> None:
     copy = sampling.median_interval(found["copy"].seconds).median
     assert 2 * tensor.numel() / 10e12 < copy < 2 * tensor.numel() / 0.1e12
     assert copy > 5 * sampling.median_interval(found["none"].seconds).median
+
+
+def test_stamps_count_the_cycles_of_a_launch() -> None:
+    """torch's spin kernel waits for a number of SM cycles: what a stamp before and one after it must find."""
+    clock = clocks.CudaClock("cuda")
+    spins = 20_000_000
+    for _ in range(3):  # the first brings the clock up
+        clock.forget_stamps()
+        before, start = clock.stamp(), clock.read()
+        torch.cuda._sleep(spins)
+        end, after = clock.read(), clock.stamp()
+        hertz = clock.hertz(before, after)
+        assert hertz is not None and 0.2e9 < hertz < 4e9
+        assert (end - start) * hertz == pytest.approx(spins, rel=0.02)
+    assert clock.hertz(None, 0) is None
+
+
+def test_the_timers_step_is_known_and_small_beside_any_kernel() -> None:
+    assert 0 < cycles.Stamps("cuda").timer_step() <= 2e-6
+
+
+def test_stamps_run_out_without_harm() -> None:
+    stamps = cycles.Stamps("cuda")
+    numbers = [stamps.take() for _ in range(5000)]
+    assert numbers[:4096] == list(range(4096)) and numbers[4096:] == [None] * 904
+    stamps.clear()
+    assert stamps.take() == 0
 
 
 def test_host_time_is_kept_out_of_the_samples() -> None:
