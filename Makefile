@@ -22,6 +22,7 @@ export FLASH_DSA_TARGETS
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 LIBRARY := flash_dsa/libflash_dsa.so
+SOURCES := kernels flash_dsa setup.py pyproject.toml README.md LICENSE MANIFEST.in
 COMMIT   = $(shell git rev-parse --verify --quiet HEAD)
 HTML    := .asv/html
 # asv writes the interpreter's path into the name of every series. Machines whose history is shared reach it through a
@@ -40,7 +41,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env build bench test test-all check publish FORCE
+.PHONY: help env build bench test test-all all-targets check publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -111,13 +112,33 @@ publish: env ## the asv dashboard from the stored results
 test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests skip
 	FLASH_DSA_REQUIRE_GPU=$(GPU) JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -m "not slow" --junitxml=build/junit.xml
 
-# All targets are compiled in a copy: the incremental build of the working tree stays as it is.
-test-all: check test ## and all targets compiled into a wheel, and the slow tests
-	rm -rf build/all-targets && mkdir -p build/all-targets/source
-	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --target-directory=build/all-targets/source
-	FLASH_DSA_TARGETS=auto $(PIP) install --no-build-isolation --no-deps --target build/all-targets/site build/all-targets/source
-	cd build/all-targets/site && ../../../$(PY) -m flash_dsa
+test-all: check test all-targets ## and all targets compiled, and the slow tests
 	$(PY) -m pytest -m slow
+
+# PyPI's nvcc, in a folder of its own: in .venv its CUDA runtime could replace torch's.
+build/nvcc/ready: requirements-nvcc.txt $(VENV)/ready
+	rm -rf $(@D)
+	$(PIP) install --target $(@D) --requirement requirements-nvcc.txt
+	@touch $@
+
+# Whether setup.py finds an nvcc that knows every architecture, and what a library with all targets says of itself.
+COMPLETE_NVCC := import setup, sys; path = setup.find_nvcc(); \
+    sys.exit(not path or not setup.inspect_nvcc(path).architectures >= set(setup.SM80_ARCHITECTURES))
+ALL_TARGETS   := import setup; assert not any(map(setup.sources_of, ["sm90a", "sm100f"])), "name them here"; \
+    print("cpu, sm80 (" + " ".join(setup.SM80_ARCHITECTURES) + ")")
+
+# In a copy: the incremental build of the working tree stays as it is.
+all-targets: $(VENV)/ready
+	rm -rf build/all-targets && mkdir -p build/all-targets/source
+	cp --recursive --parents --target-directory=build/all-targets/source $(SOURCES)
+	rm -f build/all-targets/source/$(LIBRARY) build/all-targets/source/flash_dsa/_build_info.py
+	@$(PY) -c '$(COMPLETE_NVCC)' || { echo "no nvcc here for all targets: taking PyPI's"; \
+	    $(MAKE) --no-print-directory build/nvcc/ready && \
+	    export CUDA_HOME=$$(echo $(CURDIR)/build/nvcc/nvidia/cu*); } || exit 1; \
+	FLASH_DSA_TARGETS=all $(PIP) install --no-build-isolation --no-deps --target build/all-targets/site build/all-targets/source
+	@expected=$$($(PY) -c '$(ALL_TARGETS)') && cd build/all-targets/site && said=$$(../../../$(PY) -m flash_dsa) && \
+	echo "$$said" && got=$$(echo "$$said" | sed -n 's/^targets *//p') && test "$$got" = "$$expected" || { \
+	    echo "make all-targets: targets expected: $$expected, got: $$got"; exit 1; }
 
 check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -m ruff check

@@ -68,6 +68,14 @@ def test_without_nvcc_a_gpu_target_asked_for_is_an_error(build: ModuleType, no_n
         build.make_plan(text)
 
 
+def test_the_packages_to_install_are_those_that_make_installs(build: ModuleType, no_nvcc: None) -> None:
+    lines = (ROOT / "requirements-nvcc.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
+    with pytest.raises(SystemExit) as refused:
+        build.make_plan("all")
+    assert pinned == {word for word in str(refused.value).split() if word.startswith("nvidia-")}
+
+
 def test_nvcc_is_found_by_cuda_home_path_and_package(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
