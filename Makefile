@@ -2,7 +2,8 @@
 #
 #   PYTHON=python3.12    interpreter to build the environment on; a torch >= 2.10 it can import is used, not replaced
 #   TORCH=torch==2.13.0  what to install where there is none
-#   MACHINE=name         name of this machine's records; local-* is ignored by git
+#   MACHINE=name         name of this machine's records: local-*, which git ignores, or one of FIXED_MACHINES
+#   FLASH_DSA_COMMIT=    the commit this tree is, where it is a copy without git
 #   SWEEP_OPTIONS=...    more arguments for the sweep of `make bench`, such as --set tiny
 #   ASV_OPTIONS=...      more arguments for its asv run, such as --bench Smoke
 #   GPU=1                `make test` fails on any GPU test that is skipped
@@ -13,7 +14,10 @@ VENV    := .venv
 # Pinned so that two machines measure the same torch. On Linux PyPI's build of it brings CUDA (gigabytes); where only
 # a CPU is wanted, point PIP_EXTRA_INDEX_URL at a CPU index and set TORCH=torch==2.13.0+cpu.
 TORCH   ?= torch==2.13.0
-MACHINE ?= local-$(shell uname -n | tr -c 'A-Za-z0-9_\n-' '-')
+# The name that the sweep would choose too.
+MACHINE ?= local-$(shell uname -n | sed 's/[^A-Za-z0-9_-]\{1,\}/-/g; s/^-*//; s/-*$$//')
+# Machines whose records are tracked; a new one is named here first.
+FIXED_MACHINES := cpu-x86 h100-sxm
 GPU     ?=
 # setup.py's table in README.md; native compiles for the GPU that is here, if any.
 FLASH_DSA_TARGETS ?= native
@@ -23,7 +27,9 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 LIBRARY := flash_dsa/libflash_dsa.so
 SOURCES := kernels flash_dsa setup.py pyproject.toml README.md LICENSE MANIFEST.in
-COMMIT   = $(shell git rev-parse --verify --quiet HEAD)
+# Of this tree's own repository: a copy without one may lie inside another.
+HEAD     = $(shell test ! -e .git || git rev-parse --verify --quiet HEAD)
+COMMIT   = $(or $(FLASH_DSA_COMMIT),$(HEAD))
 HTML    := .asv/html
 # asv writes the interpreter's path into the name of every series. Machines whose history is shared reach it through a
 # link, which has the same path on every runner.
@@ -39,9 +45,15 @@ ifneq ($(shell printf '%s' '$(subst ','"'"',$(MACHINE))' | tr -d 'A-Za-z0-9._-')
 $(error MACHINE expected letters, digits, '.', '_' and '-', got $(MACHINE))
 endif
 
+ifneq ($(FLASH_DSA_COMMIT),)
+ifeq ($(shell printf '%s' '$(subst ','"'"',$(FLASH_DSA_COMMIT))' | grep -xE '[0-9a-f]{40}'),)
+$(error FLASH_DSA_COMMIT expected the 40 hexadecimal digits of a commit, got $(FLASH_DSA_COMMIT))
+endif
+endif
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env build bench test test-all all-targets check publish FORCE
+.PHONY: help env build bench bench-allowed asv-run test test-all all-targets check publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -85,20 +97,31 @@ $(LIBRARY): $(VENV)/ready build/asked setup.py pyproject.toml $(shell find kerne
 # Facts that change (kernel release, memory) would split the series: they go to the telemetry sidecar.
 ASV_MACHINE = $(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --cpu "" --num_cpu "" --ram "" > /dev/null
 
-bench: build ## measure: sweep, one asv run of this commit, dashboard
-	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one"; exit 1; }
-	@case "$(MACHINE)" in local-*) ;; *) \
-	    test -z "$$(git status --porcelain -- . ':!asv_bench/results' ':!asv_bench/sweeps')" || { \
+# What `make bench` refuses, before anything is built.
+bench-allowed:
+	@case "$(MACHINE)" in local-?*) ;; *) test -n "$(filter $(FIXED_MACHINES),$(MACHINE))" || { \
+	    echo "make bench: MACHINE expected local-* or one of FIXED_MACHINES ($(FIXED_MACHINES)), got $(MACHINE)"; exit 1; } ;; esac
+	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one:" \
+	    "FLASH_DSA_COMMIT can name it"; exit 1; }
+	@test -z "$(HEAD)" -o "$(HEAD)" = "$(COMMIT)" || { \
+	    echo "make bench: FLASH_DSA_COMMIT expected HEAD, $(HEAD), got $(COMMIT)"; exit 1; }
+	@case "$(MACHINE)" in local-*) ;; *) test ! -e .git || { \
+	    changed=$$(git status --porcelain -- . ':!asv_bench/results' ':!asv_bench/sweeps') && test -z "$$changed"; } || { \
 	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
+
+bench: bench-allowed build ## measure: sweep, one asv run of this commit, dashboard
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
+	@$(if $(HEAD),$(MAKE) --no-print-directory asv-run,echo "no asv run: asv keeps its history by git"); status=$$?; \
+	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"; exit $$status
+
+asv-run:
 	@test "$(ASV_VENV)" = "$(CURDIR)/$(VENV)" || ln -sfn "$(CURDIR)/$(VENV)" "$(ASV_VENV)"
 	@$(ASV_MACHINE)
 	@rm -f $(SIDECAR)
 	@FLASH_DSA_TELEMETRY=$(SIDECAR) $(PY) -m asv run --environment existing:$(ASV_VENV)/bin/python \
 	    --set-commit-hash $(COMMIT) --machine $(MACHINE) --record-samples $(ASV_OPTIONS); status=$$?; \
 	echo "n/a and failed, with how often:"; grep -o '"error": "[^"]*' $(SIDECAR) | sort | uniq -c; \
-	$(MAKE) --no-print-directory publish && \
-	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html" && exit $$status
+	$(MAKE) --no-print-directory publish && exit $$status
 
 # What asv knows of the suites; tracked, so it is written anew when they change.
 asv_bench/results/benchmarks.json: env FORCE

@@ -344,7 +344,11 @@ def ninja_command() -> list[str]:
     raise BuildError("ninja is missing: pip install ninja")
 
 
-def git_commit() -> str:
+def commit_built() -> str:
+    """FLASH_DSA_COMMIT says it in a copy without git."""
+    named = os.environ.get("FLASH_DSA_COMMIT")
+    if named:
+        return named
     try:
         result = subprocess.run(
             ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
@@ -368,7 +372,7 @@ def build_library() -> tuple[Path, str]:
     nvcc = f"nvcc {plan.nvcc.release[0]}.{plan.nvcc.release[1]}" if plan.nvcc and len(plan.targets) > 1 else "no nvcc"
     info = (
         '"""Written by setup.py: where this build came from."""\n\n'
-        f"commit = {git_commit()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
+        f"commit = {commit_built()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
     )
     return plan.folder / "libflash_dsa.so", info
 

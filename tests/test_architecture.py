@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tree
 
 ROOT = Path(__file__).resolve().parents[1]
 # kernels <- flash_dsa <- asv_bench. ci reads result files and imports none of them.
@@ -39,16 +40,8 @@ ENVIRONMENT_VARIABLE = re.compile(
 
 
 def project_files(*suffixes: str) -> list[Path]:
-    """Files git has or would take, by suffix; all of them when no suffix is given."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        check=True,
-        capture_output=True,
-    ).stdout
-    paths = [ROOT / name for name in listed.split("\0") if name]
-    return [path for path in paths if path.is_file() and (not suffixes or path.suffix in suffixes)]
+    """Files of the project by suffix; all of them when no suffix is given."""
+    return [path for path in tree.project_files() if not suffixes or path.suffix in suffixes]
 
 
 def modules_of(package: str) -> list[Path]:

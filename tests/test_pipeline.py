@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tree
 
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = "local-pipeline"
@@ -52,17 +53,10 @@ class Clone:
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     made = Clone(tmp_path / "clone", tmp_path)
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        check=True,
-        capture_output=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (made.root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, made.root / name)
+    for path in tree.project_files():
+        copied = made.root / path.relative_to(ROOT)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copied)
     import flash_dsa
 
     for name in ("libflash_dsa.so", "_build_info.py"):

@@ -1,0 +1,171 @@
+"""The Makefile by itself: what it refuses, and in which order it does things. A stub stands for the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tree import project_files
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMIT = "0123456789" * 4
+# Notes how it was called; `asv run` waits while there is a file `wait` in the tree.
+STUB = """#!/bin/sh
+echo "$@" >> called
+case "$*" in
+  "-m asv run"*)
+    mkdir -p "$(dirname "$FLASH_DSA_TELEMETRY")" && echo '{"error": "failed: planted"}' > "$FLASH_DSA_TELEMETRY"
+    while [ -e wait ]; do sleep 0.05; done ;;
+esac
+"""
+# What a make that runs these tests hands down.
+MAKE = (
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "MAKEOVERRIDES",
+    "MACHINE",
+    "FLASH_DSA_COMMIT",
+    "PYTHON",
+    "TORCH",
+    "ASV_VENV",
+)
+
+
+@dataclass
+class Tree:
+    root: Path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        environ = {name: value for name, value in os.environ.items() if name not in MAKE}
+        return subprocess.Popen(
+            ["make", "--old-file=.venv/ready", "--old-file=flash_dsa/libflash_dsa.so", *arguments],
+            cwd=self.root,
+            env=environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def make(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said
+
+    def called(self) -> list[str]:
+        log = self.root / "called"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def git(self, *arguments: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=self.root, text=True, check=True, capture_output=True).stdout.strip()
+
+    def commit(self) -> str:
+        self.git("init", "--quiet")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "a commit")
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def new_tree(tmp_path: Path) -> Callable[[str], Tree]:
+    def make(name: str) -> Tree:
+        root = tmp_path / name
+        for folder in ("kernels", "flash_dsa", ".venv/bin"):
+            (root / folder).mkdir(parents=True)
+        for file in ("Makefile", ".gitignore", "requirements-dev.txt"):
+            shutil.copy2(ROOT / file, root / file)
+        for made in ("flash_dsa/libflash_dsa.so", ".venv/ready", "setup.py", "pyproject.toml"):
+            (root / made).touch()
+        (root / ".venv" / "bin" / "python").write_text(STUB)
+        (root / ".venv" / "bin" / "python").chmod(0o755)
+        return Tree(root)
+
+    return make
+
+
+@pytest.fixture
+def tree(new_tree: Callable[[str], Tree]) -> Tree:
+    return new_tree("tree")
+
+
+def test_bench_without_a_commit_is_refused_before_anything_is_done(tree: Tree) -> None:
+    for _ in range(2):  # neither without git nor in a repository without a commit
+        status, said = tree.make("bench")
+        assert status != 0 and "no git checkout with one: FLASH_DSA_COMMIT can name it" in said
+        assert tree.called() == []
+        tree.git("init", "--quiet")
+
+
+def test_a_repository_around_the_tree_is_not_its_own(new_tree: Callable[[str], Tree]) -> None:
+    outer, inner = new_tree("outer"), new_tree("outer/inner")
+    outer.commit()
+    status, said = inner.make("bench")
+    assert status != 0 and "FLASH_DSA_COMMIT can name it" in said
+
+
+def test_a_copy_without_git_is_swept_under_the_commit_it_is_told(tree: Tree) -> None:
+    status, said = tree.make("bench", f"FLASH_DSA_COMMIT={COMMIT}", "MACHINE=local-copy")
+    assert status == 0, said
+    assert tree.called() == ["-m asv_bench sweep --machine local-copy"]
+    assert "no asv run: asv keeps its history by git" in said and "sweeps/local-copy/report.html" in said
+
+
+def test_a_commit_must_be_a_whole_one_and_head(tree: Tree) -> None:
+    for wrong in ("HEAD", COMMIT[:39], COMMIT + "0", "'"):
+        status, said = tree.make("bench", f"FLASH_DSA_COMMIT={wrong}")
+        assert status != 0 and f"FLASH_DSA_COMMIT expected the 40 hexadecimal digits of a commit, got {wrong}" in said
+    head = tree.commit()
+    status, said = tree.make("bench", f"FLASH_DSA_COMMIT={COMMIT}")
+    assert status != 0 and f"FLASH_DSA_COMMIT expected HEAD, {head}, got {COMMIT}" in said
+    assert tree.called() == []
+
+
+def test_a_machine_name_that_git_would_neither_track_nor_ignore_is_refused(tree: Tree) -> None:
+    tree.commit()
+    for wrong in ("laptop", "h100", "local-", "locale-x"):
+        status, said = tree.make("bench", f"MACHINE={wrong}")
+        expected = "MACHINE expected local-* or one of FIXED_MACHINES (cpu-x86 h100-sxm), got"
+        assert status != 0 and f"{expected} {wrong}\n" in said
+    assert tree.called() == []
+
+
+def test_a_fixed_machine_refuses_a_changed_tree_before_anything_is_done(tree: Tree) -> None:
+    tree.commit()
+    (tree.root / "kernels" / "new.cu").touch()
+    status, said = tree.make("bench", "MACHINE=cpu-x86", f"ASV_VENV={tree.root.parent}/link")
+    assert status != 0 and "cpu-x86 keeps a history: commit or stash first" in said
+    assert tree.called() == []
+    (tree.root / "kernels" / "new.cu").unlink()
+    status, said = tree.make("bench", "MACHINE=cpu-x86", f"ASV_VENV={tree.root.parent}/link")
+    assert status == 0, said
+
+
+def test_every_tracked_machine_is_a_fixed_one() -> None:
+    listed = re.search(r"^FIXED_MACHINES := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert listed
+    folders = [path.parts for path in (file.relative_to(ROOT) for file in project_files())]
+    tracked = {
+        parts[2] for parts in folders if parts[:2] in (("asv_bench", "sweeps"), ("asv_bench", "results")) and parts[3:]
+    }
+    assert tracked <= set(listed[1].split())
+
+
+def test_the_default_machine_is_the_one_the_sweep_would_choose(tree: Tree) -> None:
+    from asv_bench import telemetry
+
+    tree.commit()
+    assert tree.make("bench")[0] == 0
+    assert tree.called()[0] == f"-m asv_bench sweep --machine {telemetry.machine_name()}"
+
+
+def test_a_path_with_a_space_is_refused(new_tree: Callable[[str], Tree]) -> None:
+    status, said = new_tree("a tree").make("help")
+    assert status != 0 and "path has a space in it" in said

@@ -1,0 +1,28 @@
+"""The files of the project, as git would list them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def project_files(root: Path = ROOT) -> list[Path]:
+    """Files git has or would take. Where the tree is a copy without git, an empty repository elsewhere applies its
+    .gitignore to it."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed: it says which files belong to the project")
+    with tempfile.TemporaryDirectory() as empty:
+        own = []
+        if not (root / ".git").exists():
+            subprocess.run(["git", "init", "--quiet", empty], check=True)
+            own = [f"--git-dir={empty}/.git", f"--work-tree={root}"]
+        command = ["git", *own, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=root, text=True, check=True, capture_output=True).stdout
+    paths = [root / name for name in listed.split("\0") if name]
+    return [path for path in paths if path.is_file()]
