@@ -53,7 +53,9 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env build bench bench-allowed asv-run test test-all all-targets check publish FORCE
+# One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
+.NOTPARALLEL:
+.PHONY: help env build bench bench-allowed measure asv-run test test-all all-targets check publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -109,7 +111,15 @@ bench-allowed:
 	    changed=$$(git status --porcelain -- . ':!asv_bench/results' ':!asv_bench/sweeps') && test -z "$$changed"; } || { \
 	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
 
+# Held while measuring: a second bench would point the link at its own clone, or write into the same results.
+BENCH_LOCK = $(ASV_VENV).lock
+
 bench: bench-allowed build ## measure: sweep, one asv run of this commit, dashboard
+	@flock --nonblock --conflict-exit-code 75 "$(BENCH_LOCK)" $(MAKE) --no-print-directory measure; status=$$?; \
+	test $$status -ne 75 || echo "make bench: another bench is running (it holds $(BENCH_LOCK)): wait for it to end"; \
+	exit $$status
+
+measure:
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
 	@$(if $(HEAD),$(MAKE) --no-print-directory asv-run,echo "no asv run: asv keeps its history by git"); status=$$?; \
 	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"; exit $$status

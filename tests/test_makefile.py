@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from tree import project_files
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789" * 4
-# Notes how it was called; `asv run` waits while there is a file `wait` in the tree.
+# Notes how it was called; `asv run` waits while there is a file `wait` beside it.
 STUB = """#!/bin/sh
-echo "$@" >> called
+echo "$@" >> .venv/called
 case "$*" in
   "-m asv run"*)
     mkdir -p "$(dirname "$FLASH_DSA_TELEMETRY")" && echo '{"error": "failed: planted"}' > "$FLASH_DSA_TELEMETRY"
-    while [ -e wait ]; do sleep 0.05; done ;;
+    while [ -e .venv/wait ]; do sleep 0.05; done ;;
 esac
 """
 # What a make that runs these tests hands down.
@@ -59,7 +60,7 @@ class Tree:
         return process.returncode, said
 
     def called(self) -> list[str]:
-        log = self.root / "called"
+        log = self.root / ".venv" / "called"
         return log.read_text().splitlines() if log.exists() else []
 
     def git(self, *arguments: str) -> str:
@@ -164,6 +165,56 @@ def test_the_default_machine_is_the_one_the_sweep_would_choose(tree: Tree) -> No
     tree.commit()
     assert tree.make("bench")[0] == 0
     assert tree.called()[0] == f"-m asv_bench sweep --machine {telemetry.machine_name()}"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("machine", ["cpu-x86", "local-box"])
+def test_one_bench_at_a_time_where_they_would_share(new_tree: Callable[[str], Tree], machine: str) -> None:
+    """Two clones and the link of a fixed machine; one clone twice and its results."""
+    first = new_tree("first")
+    second = new_tree("second") if machine == "cpu-x86" else first
+    link = first.root.parent / "link"
+    options = [f"MACHINE={machine}", *([f"ASV_VENV={link}"] if machine == "cpu-x86" else [])]
+    for tree in (first, second):
+        if not (tree.root / ".git").exists():
+            tree.commit()
+    (first.root / ".venv" / "wait").touch()
+    running = first.start("bench", *options)
+    try:
+        wait_for(lambda: any(line.startswith("-m asv run") for line in first.called()))
+        before = first.called()
+        status, said = second.make("bench", *options)
+        assert status != 0 and "make bench: another bench is running" in said
+        assert first.called() == before and (second is first or second.called() == [])
+        assert machine != "cpu-x86" or link.resolve() == first.root / ".venv"
+    finally:
+        (first.root / ".venv" / "wait").unlink()
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert second.make("bench", *options)[0] == 0
+    assert machine != "cpu-x86" or link.resolve() == second.root / ".venv"
+
+
+def test_verbs_do_not_run_beside_each_other(tree: Tree) -> None:
+    """Tests while a bench measures would be measured too."""
+    tree.commit()
+    (tree.root / ".venv" / "wait").touch()
+    running = tree.start("-j2", "bench", "test", "MACHINE=local-box")
+    try:
+        wait_for(lambda: any(line.startswith("-m asv run") for line in tree.called()))
+        time.sleep(0.3)
+        assert not any(line.startswith("-m pytest") for line in tree.called())
+    finally:
+        (tree.root / ".venv" / "wait").unlink()
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert tree.called()[-1].startswith("-m pytest")
 
 
 def test_a_path_with_a_space_is_refused(new_tree: Callable[[str], Tree]) -> None:
