@@ -220,3 +220,27 @@ def test_verbs_do_not_run_beside_each_other(tree: Tree) -> None:
 def test_a_path_with_a_space_is_refused(new_tree: Callable[[str], Tree]) -> None:
     status, said = new_tree("a tree").make("help")
     assert status != 0 and "path has a space in it" in said
+
+
+def test_what_a_killed_sweep_leaves_is_ignored_by_git(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asv_bench import record
+
+    folder = tree.root / "asv_bench" / "sweeps" / "cpu-x86"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").touch()
+    tree.commit()
+
+    def killed(*paths: object) -> None:
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(record.os, "replace", killed)
+    monkeypatch.setattr(record.os, "unlink", lambda path: None)
+    written = ["sweep.json", "sweep.samples.jsonl", "report.html", ".sweep.running", ".writable"]
+    for path in [*(folder / name for name in written), tree.root / "README.md"]:
+        with pytest.raises(SystemExit):
+            record.write_atomically(path, "half")
+    (folder / ".sweep.running").touch()
+    assert len(list(folder.iterdir())) == 2 + len(written)
+    assert tree.git("status", "--porcelain", "--untracked-files=all") == ""
+    (folder / "sweep.csv").touch()
+    assert tree.git("status", "--porcelain", "--untracked-files=all") != ""
