@@ -68,9 +68,12 @@ PACKAGE_FOLDERS := import sys; print(*[p for p in sys.path if p.endswith("-packa
 USABLE_TORCH    := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
 SITE_PACKAGES   := import sysconfig; print(sysconfig.get_path("purelib"))
 
+# .venv/unfinished is there while it is made: what an interrupted pip left is not built upon, but made anew.
 $(VENV)/ready: requirements-dev.txt
+	@test -w . || { echo "$(CURDIR) is not writable: everything is made in it"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON): Python >= 3.10 is needed"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) -m venv failed: install python3-venv, or set PYTHON"; exit 1; }
+	@anew=$$(test ! -e $(VENV)/unfinished || echo --clear); mkdir -p $(VENV) && touch $(VENV)/unfinished && \
+	$(PYTHON) -m venv $$anew $(VENV) && touch $(VENV)/unfinished || { echo "$(PYTHON) -m venv failed: install python3-venv, or set PYTHON"; exit 1; }
 	@if $(PYTHON) -c '$(USABLE_TORCH)' 2>/dev/null; then \
 	    echo "using the torch of $(PYTHON)"; \
 	    $(PYTHON) -c '$(PACKAGE_FOLDERS)' > "$$($(PY) -c '$(SITE_PACKAGES)')/base.pth"; \
@@ -80,7 +83,7 @@ $(VENV)/ready: requirements-dev.txt
 	@$(PY) -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
 	$(PIP) install --constraint $(VENV)/constraints.txt --requirement requirements-dev.txt
 	@$(PY) -c '$(PACKAGE_FOLDERS)' > $(VENV)/packages.pth
-	@touch $@
+	@rm $(VENV)/unfinished && touch $@
 
 $(VENV)/ready-to-check: requirements-check.txt $(VENV)/ready
 	$(PIP) install --constraint $(VENV)/constraints.txt --requirement requirements-check.txt

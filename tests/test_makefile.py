@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,13 @@ MAKE = (
 @dataclass
 class Tree:
     root: Path
+    variables: dict[str, str]
+    made: tuple[str, ...] = ()
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environ = {name: value for name, value in os.environ.items() if name not in MAKE}
+        environ = {name: value for name, value in os.environ.items() if name not in MAKE} | self.variables
         return subprocess.Popen(
-            ["make", "--old-file=.venv/ready", "--old-file=flash_dsa/libflash_dsa.so", *arguments],
+            ["make", *[f"--old-file={name}" for name in self.made], *arguments],
             cwd=self.root,
             env=environ,
             text=True,
@@ -87,7 +90,7 @@ def new_tree(tmp_path: Path) -> Callable[[str], Tree]:
             (root / made).touch()
         (root / ".venv" / "bin" / "python").write_text(STUB)
         (root / ".venv" / "bin" / "python").chmod(0o755)
-        return Tree(root)
+        return Tree(root, {}, (".venv/ready", "flash_dsa/libflash_dsa.so"))
 
     return make
 
@@ -244,3 +247,62 @@ def test_what_a_killed_sweep_leaves_is_ignored_by_git(tree: Tree, monkeypatch: p
     assert tree.git("status", "--porcelain", "--untracked-files=all") == ""
     (folder / "sweep.csv").touch()
     assert tree.git("status", "--porcelain", "--untracked-files=all") != ""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Tree:
+    """A tree without an environment, whose one requirement is torch."""
+    root = tmp_path / "bare"
+    root.mkdir()
+    shutil.copy2(ROOT / "Makefile", root)
+    (root / "requirements-dev.txt").write_text("torch>=2.10\n")
+    return Tree(root, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+
+
+def python_with_torch(folder: Path, version: str) -> Path:
+    """An interpreter that imports a torch of ours, which pip takes for installed."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "torch.py").write_text(f"__version__ = {version!r}\n")
+    facts = packages / f"torch-{version}.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    return folder / "bin" / "python"
+
+
+def torch_of(environment: Path) -> tuple[str, Path]:
+    code = "import torch; print(torch.__version__, torch.__file__)"
+    said = subprocess.run([environment / "bin" / "python", "-c", code], text=True, check=True, capture_output=True)
+    version, file = said.stdout.split()
+    return version, Path(file)
+
+
+def test_a_torch_that_is_installed_is_used_and_not_replaced(bare: Tree, tmp_path: Path) -> None:
+    python = python_with_torch(tmp_path / "base", "2.99.1+here")
+    status, said = bare.make("env", f"PYTHON={python}")
+    assert status == 0 and f"using the torch of {python}" in said, said
+    version, file = torch_of(bare.root / ".venv")
+    assert version == "2.99.1+here" and file.is_relative_to(tmp_path / "base")
+    assert not list((bare.root / ".venv").glob("lib/python*/site-packages/torch*"))
+    assert (bare.root / ".venv" / "constraints.txt").read_text() == "torch==2.99.1+here\n"
+    # A requirement that does not agree with it is an error; pip does not help itself to another torch.
+    (bare.root / "requirements-dev.txt").write_text("torch>=3\n")
+    os.utime(bare.root / "requirements-dev.txt", (time.time() + 5, time.time() + 5))
+    status, said = bare.make("env", f"PYTHON={python}")
+    assert status != 0 and "torch" in said
+
+
+def test_an_environment_left_half_made_is_made_anew(bare: Tree, tmp_path: Path) -> None:
+    old, new = (python_with_torch(tmp_path / version, version) for version in ("2.9.1", "2.99.1"))
+    (bare.root / ".venv").mkdir()
+    (bare.root / ".venv" / "mine").touch()
+    status, said = bare.make("env", f"PYTHON={old}", "TORCH=torch==2.13.0")
+    assert status != 0 and "installing torch==2.13.0" in said, "a torch that is too old is not used"
+    assert (bare.root / ".venv" / "mine").exists(), "nor is cleared what make did not begin"
+    assert not (bare.root / ".venv" / "ready").exists()
+    (pip,) = (bare.root / ".venv").glob("lib/python*/site-packages/pip/__init__.py")
+    pip.write_text("raise ImportError('half a pip')")
+    status, said = bare.make("env", f"PYTHON={new}")
+    assert status == 0, said
+    assert torch_of(bare.root / ".venv")[0] == "2.99.1"
+    assert (bare.root / ".venv" / "ready").exists() and not (bare.root / ".venv" / "unfinished").exists()
