@@ -55,7 +55,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run test test-all all-targets check publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run sparse-page test test-all all-targets check publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -124,7 +124,9 @@ bench: bench-allowed build ## measure: sweep, one asv run of this commit, dashbo
 
 measure:
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
-	@$(if $(HEAD),$(MAKE) --no-print-directory asv-run,echo "no asv run: asv keeps its history by git"); status=$$?; \
+	@$(if $(HEAD),$(MAKE) --no-print-directory asv-run; status=$$?; \
+	$(MAKE) --no-print-directory publish sparse-page || exit 1,\
+	echo "no asv run: asv keeps its history by git"; status=0); \
 	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"; exit $$status
 
 asv-run:
@@ -133,8 +135,12 @@ asv-run:
 	@rm -f $(SIDECAR)
 	@FLASH_DSA_TELEMETRY=$(SIDECAR) $(PY) -m asv run --environment existing:$(ASV_VENV)/bin/python \
 	    --set-commit-hash $(COMMIT) --machine $(MACHINE) --record-samples $(ASV_OPTIONS); status=$$?; \
-	echo "n/a and failed, with how often:"; grep -o '"error": "[^"]*' $(SIDECAR) | sort | uniq -c; \
-	$(MAKE) --no-print-directory publish && exit $$status
+	echo "n/a and failed, with how often:"; grep -o '"error": "[^"]*' $(SIDECAR) | sort | uniq -c; exit $$status
+
+# Of the grid that ran: only that of a GPU notes one.
+sparse-page:
+	@page="sparse_prefill.SparsePrefill$$(grep -q '"gpu": "' $(SIDECAR) || echo Smoke).track_seconds"; \
+	echo "    sparse prefill by context length: http://127.0.0.1:8080/#$$page?machine=$(MACHINE)&x-axis=s_kv"
 
 # What asv knows of the suites; tracked, so it is written anew when they change.
 asv_bench/results/benchmarks.json: env FORCE
@@ -143,7 +149,8 @@ asv_bench/results/benchmarks.json: env FORCE
 
 publish: env ## the asv dashboard from the stored results
 	$(PY) -m asv publish --no-pull
-	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview"
+	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview, which names its port"
+	@echo "    (asv's page loads scripts from public CDNs: the browser needs the network)"
 
 test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests skip
 	FLASH_DSA_REQUIRE_GPU=$(GPU) JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -m "not slow" --junitxml=build/junit.xml

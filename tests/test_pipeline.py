@@ -6,10 +6,16 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import tree
@@ -48,6 +54,36 @@ class Clone:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    @contextmanager
+    def preview(self) -> Iterator[str]:
+        """`asv preview` on a port that was free a moment ago."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "asv", "preview", "--port", str(port)]
+        server = subprocess.Popen(command, cwd=self.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                assert server.poll() is None, f"asv preview ended with {server.returncode}"
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline, "asv preview does not listen"
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+            server.wait(timeout=30)
+
+
+def fetch(address: str) -> bytes:
+    """Over HTTP, past any proxy of the environment."""
+    with build_opener(ProxyHandler({})).open(address, timeout=30) as answer:
+        content: bytes = answer.read()
+    return content
 
 
 @pytest.fixture
@@ -100,6 +136,21 @@ def test_from_clone_to_dashboard(clone: Clone) -> None:
         points = json.loads(graph.read_text())
         assert len(points) == len(commits)
         assert all(value > 0 for _, values in points for value in values)
+    check_preview(clone, said, graph.relative_to(graphs.parent))
+
+
+def check_preview(clone: Clone, said: str, graph: Path) -> None:
+    """The site as `asv preview` serves it, and that the page `make bench` names is on it."""
+    with clone.preview() as address:
+        page = fetch(f"{address}/index.html").decode()
+        index = json.loads(fetch(f"{address}/index.json"))
+        points = json.loads(fetch(f"{address}/{quote(str(graph))}"))
+    assert "<title>airspeed velocity" in page and index["project"] == "flash_dsa" and len(points) == 2
+    link = re.search(r"http://127\.0\.0\.1:\d+/#(\S+)\?machine=(\S+)&x-axis=(\S+)$", said, re.M)
+    assert link, said
+    benchmark, machine, axis = link.groups()
+    assert axis in index["benchmarks"][benchmark]["param_names"] and benchmark.split(".")[1] == "SparsePrefillSmoke"
+    assert index["params"]["machine"] == [machine] == [MACHINE]
 
 
 @pytest.mark.slow
