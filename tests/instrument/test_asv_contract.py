@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,29 @@ class {name}(_Base):
         if point == "wrong":
             raise AssertionError("the answer was wrong")
         return {{"samples": cache[point], "number": 1}}
+"""
+# The passes of two classes: one longer than its timeout, one longer than the timeout of its benchmark alone.
+PASSES = """
+import time
+
+class Cut:
+    def setup_cache(self):
+        time.sleep(60)
+    setup_cache.timeout = 1
+
+    def track_seconds(self, cache):
+        return 1.0
+
+class Awaited:
+    timeout = 0.5
+
+    def setup_cache(self):
+        time.sleep(1)
+        return 2.0
+    setup_cache.timeout = 60
+
+    def track_seconds(self, cache):
+        return cache
 """
 
 
@@ -246,3 +270,42 @@ def test_sidecar_beside_the_results_is_not_taken_for_a_result(history: History) 
     for command in (["publish", "--no-pull"], ["show", "--machine", MACHINE]):
         done = history.asv(*command)
         assert done.returncode == 0 and "telemetry" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def passes(tmp_path: Path) -> History:
+    """A commit with two suites that differ in `setup_cache.timeout`, discovered and not run."""
+    root = tmp_path / "repo"
+    (root / "bench").mkdir(parents=True)
+    (root / "asv.conf.json").write_text(CONFIG)
+    (root / "bench" / "__init__.py").write_text("")
+    (root / "bench" / "passes.py").write_text(PASSES)
+    made = History(root, Path(sys.executable), [])
+    made.git("init", "-q", "-b", "main")
+    made.git("add", ".")
+    made.git("commit", "-q", "-m", "a commit")
+    made.asv("machine", "--machine", MACHINE, "--os", "", "--arch", "", "--cpu", "", "--num_cpu", "", "--ram", "")
+    return made
+
+
+def test_just_discover_writes_benchmarks_json_and_runs_nothing(passes: History) -> None:
+    done = passes.asv("run", "--bench", "just-discover", "--environment", "existing", "--machine", MACHINE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = passes.root / "bench" / "results"
+    benchmarks = json.loads((results / "benchmarks.json").read_text())
+    assert {"passes.Cut.track_seconds", "passes.Awaited.track_seconds"} < set(benchmarks)
+    assert [path.name for path in (results / MACHINE).iterdir()] == ["machine.json"]
+
+
+def test_timeout_of_setup_cache_is_its_own(passes: History) -> None:
+    """Neither asv's default of 60 s nor the timeout of the benchmark, which counts for its body alone."""
+    environment = f"existing:{passes.python}"
+    commit = passes.git("rev-parse", "HEAD").strip()
+    started = time.monotonic()
+    done = passes.asv("run", "-E", environment, "--set-commit-hash", commit, "--machine", MACHINE, "--show-stderr")
+    assert time.monotonic() - started < 45, "the pass of Cut sleeps for 60 s"
+    (file,) = (passes.root / "bench" / "results" / MACHINE).glob(f"{commit[:8]}-*.json")
+    results = json.loads(file.read_text())["results"]
+    assert results["passes.Awaited.track_seconds"][0] == [2.0]
+    assert results["passes.Cut.track_seconds"][0] is None and done.returncode == 2
+    assert "setup_cache failed" in done.stdout
