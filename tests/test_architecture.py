@@ -44,6 +44,15 @@ def project_files(*suffixes: str) -> list[Path]:
     return [path for path in tree.project_files() if not suffixes or path.suffix in suffixes]
 
 
+def test_a_copy_without_git_has_the_same_files(tmp_path: Path) -> None:
+    """So the rules here hold in a source archive too."""
+    ours = [path.relative_to(ROOT) for path in project_files()]
+    for name in [*ours, Path("build/made.py"), Path("flash_dsa/libflash_dsa.so")]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes() if name == Path(".gitignore") else b"")
+    assert {path.relative_to(tmp_path) for path in tree.project_files(tmp_path)} == set(ours)
+
+
 def modules_of(package: str) -> list[Path]:
     return [path for path in project_files(".py") if path.relative_to(ROOT).parts[0] == package]
 

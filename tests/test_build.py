@@ -200,6 +200,11 @@ def test_no_torch(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         build.torch_flags()
 
 
+def test_a_copy_without_git_is_told_its_commit(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASH_DSA_COMMIT", "0123456789" * 4)
+    assert build.commit_built() == "0123456789" * 4
+
+
 @pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "riscv64")])
 def test_other_platforms(build: ModuleType, monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)

@@ -220,6 +220,12 @@ def test_verbs_do_not_run_beside_each_other(tree: Tree) -> None:
     assert tree.called()[-1].startswith("-m pytest")
 
 
+def test_a_dry_run_measures_nothing(tree: Tree) -> None:
+    tree.commit()
+    status, said = tree.make("--dry-run", "bench", "MACHINE=local-box")
+    assert status == 0 and "-m asv run" in said and tree.called() == []
+
+
 def test_a_path_with_a_space_is_refused(new_tree: Callable[[str], Tree]) -> None:
     status, said = new_tree("a tree").make("help")
     assert status != 0 and "path has a space in it" in said
