@@ -6,6 +6,7 @@
 #   FLASH_DSA_COMMIT=    the commit this tree is, where it is a copy without git
 #   SWEEP_OPTIONS=...    more arguments for the sweep of `make bench`, such as --set tiny
 #   ASV_OPTIONS=...      more arguments for its asv run, such as --bench Smoke
+#   TEST_JOBS=8          tests side by side, 0 for none (default: 8 where there are as many cores)
 #   GPU=1                `make test` fails on any GPU test that is skipped
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
@@ -19,6 +20,8 @@ MACHINE ?= local-$(shell uname -n | sed 's/[^A-Za-z0-9_-]\{1,\}/-/g; s/^-*//; s/
 # Machines whose records are tracked; a new one is named here first.
 FIXED_MACHINES := cpu-x86 h100-sxm
 GPU     ?=
+# Tests side by side: only where there are cores for them.
+TEST_JOBS ?= $(shell test $$(nproc) -lt 8 && echo 0 || echo 8)
 # setup.py's table in README.md; native compiles for the GPU that is here, if any.
 FLASH_DSA_TARGETS ?= native
 export FLASH_DSA_TARGETS
@@ -55,7 +58,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run sparse-page test test-all all-targets check publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +73,7 @@ SITE_PACKAGES   := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # .venv/unfinished is there while it is made: what an interrupted pip left is not built upon, but made anew.
 $(VENV)/ready: requirements-dev.txt
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to an environment that is not this clone's: it is left as it is"; exit 1; }
 	@test -w . || { echo "$(CURDIR) is not writable: everything is made in it"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON): Python >= 3.10 is needed"; exit 1; }
 	@anew=$$(test ! -e $(VENV)/unfinished || echo --clear); mkdir -p $(VENV) && touch $(VENV)/unfinished && \
@@ -125,7 +129,7 @@ bench: bench-allowed build ## measure: sweep, one asv run of this commit, dashbo
 measure:
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
 	@$(if $(HEAD),$(MAKE) --no-print-directory asv-run; status=$$?; \
-	$(MAKE) --no-print-directory publish sparse-page || exit 1,\
+	$(MAKE) --no-print-directory pages sparse-page || exit 1,\
 	echo "no asv run: asv keeps its history by git"; status=0); \
 	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"; exit $$status
 
@@ -147,13 +151,15 @@ asv_bench/results/benchmarks.json: env FORCE
 	@$(ASV_MACHINE)
 	$(PY) -m asv run --bench just-discover --environment existing --machine $(MACHINE)
 
-publish: env ## the asv dashboard from the stored results
+publish: env pages ## the asv dashboard from the stored results
+
+pages:
 	$(PY) -m asv publish --no-pull
 	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview, which names its port"
 	@echo "    (asv's page loads scripts from public CDNs: the browser needs the network)"
 
 test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests skip
-	FLASH_DSA_REQUIRE_GPU=$(GPU) JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -m "not slow" --junitxml=build/junit.xml
+	FLASH_DSA_REQUIRE_GPU=$(GPU) JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -n $(TEST_JOBS) -m "not slow" --junitxml=build/junit.xml
 
 test-all: check test all-targets ## and all targets compiled, and the slow tests
 	$(PY) -m pytest -m slow

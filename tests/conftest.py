@@ -1,4 +1,4 @@
-"""GPU tests and the summary of a run.
+"""GPU tests, side by side or alone, and the summary of a run.
 
 A test marked `gpu` is skipped with the reason where no GPU is usable. FLASH_DSA_REQUIRE_GPU=1 (`make test GPU=1`) turns
 every skip of such a test, and their absence, into a failure. JUNIT_SUMMARY names a markdown file for the summary.
@@ -6,6 +6,7 @@ every skip of such a test, and their absence, into a failure. JUNIT_SUMMARY name
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import platform
@@ -47,6 +48,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if needs_two and torch.cuda.device_count() < 2:
             items[:] = [item for item in items if item not in needs_two]
             config.hook.pytest_deselected(items=needs_two)
+
+
+@pytest.fixture(autouse=True)
+def turn_on_the_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """GPU tests of several processes share the GPU, except those that take times on it."""
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp()
+    # With xdist every worker has a folder of its own in that of the run.
+    folder = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+    with (folder / "gpu.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

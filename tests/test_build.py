@@ -16,6 +16,8 @@ from types import ModuleType
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group("build")  # in one process: its fixture is made once
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # What nvcc prints, as far as setup.py reads it.

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from tree import project_files
 
+pytestmark = pytest.mark.xdist_group("make")  # one after the other: each runs make
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789" * 4
 # Notes how it was called; `asv run` waits while there is a file `wait` beside it.
@@ -312,3 +314,13 @@ def test_an_environment_left_half_made_is_made_anew(bare: Tree, tmp_path: Path) 
     assert status == 0, said
     assert torch_of(bare.root / ".venv")[0] == "2.99.1"
     assert (bare.root / ".venv" / "ready").exists() and not (bare.root / ".venv" / "unfinished").exists()
+
+
+def test_an_environment_that_is_a_link_is_left_as_it_is(bare: Tree, tmp_path: Path) -> None:
+    """It is another clone's: making it anew would take it from under that one."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "unfinished").touch()
+    (bare.root / ".venv").symlink_to(tmp_path / "other")
+    status, said = bare.make("env", f"PYTHON={python_with_torch(tmp_path / 'base', '2.99.1')}")
+    assert status != 0 and "is a link to an environment" in said, said
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["unfinished"]

@@ -20,6 +20,8 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 import tree
 
+pytestmark = pytest.mark.xdist_group("make")  # one after the other: each runs make
+
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = "local-pipeline"
 # What a make that runs these tests hands down, and does not hold for the clone.

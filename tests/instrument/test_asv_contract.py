@@ -19,6 +19,8 @@ import pytest
 
 pytest.importorskip("asv", reason="asv is not installed")
 
+pytestmark = pytest.mark.xdist_group("asv")  # in one process: its fixture is made once
+
 MACHINE = "contract"
 POINTS = ["fast", "noisy", "absent", "wrong"]
 

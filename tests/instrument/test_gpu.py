@@ -10,7 +10,7 @@ import torch
 from asv_bench import cases, clocks, cycles, implementations, inputs, record, sampling, sweep, telemetry
 from asv_bench.cases import Problem
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]
 
 
 @pytest.mark.parametrize("kind", cases.INDICES)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from numerics import dense_call, sparse_call
 
+pytestmark = pytest.mark.xdist_group("levels")  # in one process: its fixture is made once
+
 LEVELS = ("generic", "avx2", "avx512", "avx512_bf16")
 HERE = Path(__file__).parent
 ANY_CALL = (
