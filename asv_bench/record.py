@@ -11,42 +11,21 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from asv_bench import schema
 from asv_bench.cases import PROBLEM_FIELDS, Problem, all_cases
 
 SCHEMA = 1
 Record = dict[str, Any]
 
 # Keys of a record, in order; every record has all of them, and what does not apply is None.
-RECORD_KEYS = (
-    *PROBLEM_FIELDS,
-    "valid_fraction",
-    "implementation",
-    "backend",
-    "seconds_median",
-    "seconds_low",
-    "seconds_high",
-    "cycles_median",
-    "samples",
-    "discarded",
-    "power_capped",
-    "flops",
-    "bytes",
-    "kv_bytes",
-    "peak_bytes",
-    "tflops",
-    "max_abs_err",
-    "error",
-    "commit",
-    "dirty",
-    "machine",
-    "gpu",
-    "protocol",
-    "timestamp",
-    "telemetry",
-)
+RECORD_KEYS = tuple(schema.RULES)
+
+# What a line of samples repeats of its record.
+_SAMPLE_KEYS = (*PROBLEM_FIELDS, "implementation", "commit", "machine", "protocol", "timestamp")
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = ROOT / "asv_bench" / "sweeps"
@@ -91,7 +70,7 @@ class Store:
     Args:
         folder: `asv_bench/sweeps/<machine>` or any other.
     Raises:
-        Unreadable: when the folder holds a sweep.json that is none.
+        Unreadable: when the folder holds files that no sweep wrote, or samples alone; see `load`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,8 +78,8 @@ class Store:
         self._records: dict[tuple[Any, ...], Record] = {}
         self._samples: dict[tuple[Any, ...], dict[str, Any]] = {}
         if (folder / "sweep.json").exists():
-            self._records = {identity(record): record for record in load(folder)}
-            self._samples = {identity(line): line for line in _load_samples(folder)}
+            self._records = {identity(record): record for record in _load_records(folder)}
+        self._samples = _load_samples(folder, self._records)
 
     @property
     def records(self) -> list[Record]:
@@ -116,15 +95,20 @@ class Store:
 
         Args:
             record: with all keys. bursts: seconds of its samples, burst by burst.
+        Raises:
+            ValueError: for what would not be read again, naming the key, expected and got.
         """
         if tuple(record) != RECORD_KEYS:
             raise ValueError(f"record: expected the keys {RECORD_KEYS}, got {tuple(record)}")
+        line = {name: record[name] for name in _SAMPLE_KEYS} | {"seconds": [list(burst) for burst in bursts]}
+        fault = schema.fault(record) or (schema.sample_fault(line) if bursts else None)
+        if fault:
+            raise ValueError(f"record: {fault}")
         key = identity(record)
         self._records[key] = record
         self._samples.pop(key, None)
         if bursts:
-            names = (*PROBLEM_FIELDS, "implementation", "commit", "machine", "protocol", "timestamp")
-            self._samples[key] = {name: record[name] for name in names} | {"seconds": [list(burst) for burst in bursts]}
+            self._samples[key] = line
 
     def forget(self, problem: Problem, implementation: str) -> None:
         """Drops the record of a combination."""
@@ -133,14 +117,22 @@ class Store:
         self._samples.pop(key, None)
 
     def save(self) -> None:
-        """Writes both files, each whole or not at all; samples first, so that no record lacks the samples behind it."""
+        """Writes both files, each whole or not at all; samples first, so that no record lacks the samples behind it.
+
+        What is killed between the two leaves samples newer than every record, which a reader can tell from damage.
+        """
+        if not (self.folder / "sweep.json").exists():
+            self._write_records([])  # samples alone are damage
         lines = [
             json.dumps(self._samples[identity(record)], allow_nan=False)
             for record in self.records
             if identity(record) in self._samples
         ]
         write_atomically(self.folder / "sweep.samples.jsonl", "".join(line + "\n" for line in lines))
-        document = {"schema": SCHEMA, "records": self.records}
+        self._write_records(self.records)
+
+    def _write_records(self, records: list[Record]) -> None:
+        document = {"schema": SCHEMA, "records": records}
         write_atomically(self.folder / "sweep.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
@@ -148,11 +140,18 @@ def load(folder: Path) -> list[Record]:
     """Records of a folder.
 
     Raises:
-        Unreadable: when sweep.json is missing, no JSON, of another schema, or lacks keys; never an empty history.
+        Unreadable: when sweep.json is missing, or it or the samples beside it hold what no sweep wrote; the message
+            names the file, the record or line, the key, what was expected and what is there. Never an empty history.
     """
+    records = _load_records(folder)
+    _load_samples(folder, {identity(record): record for record in records})
+    return records
+
+
+def _load_records(folder: Path) -> list[Record]:
     path = folder / "sweep.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = schema.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path}: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
@@ -160,22 +159,76 @@ def load(folder: Path) -> list[Record]:
         raise Unreadable(f"{path}: expected schema {SCHEMA}, got {got}")
     records = document.get("records")
     if not isinstance(records, list):
-        raise Unreadable(f"{path}: expected a list of records")
+        raise Unreadable(f"{path}: expected a list of records, got {type(records).__name__}")
+    seen: dict[tuple[Any, ...], int] = {}
     for number, record in enumerate(records):
-        missing = [key for key in RECORD_KEYS if key not in record]
-        if missing:
-            raise Unreadable(f"{path}: record {number} lacks {', '.join(missing)}")
+        fault = schema.fault(record)
+        if fault:
+            raise Unreadable(f"{path}: record {number}: {fault}")
+        first = seen.setdefault(identity(record), number)
+        if first != number:
+            raise Unreadable(f"{path}: record {number}: expected another identity than record {first}'s, got the same")
     return in_order({name: record[name] for name in RECORD_KEYS} for record in records)
 
 
-def _load_samples(folder: Path) -> list[dict[str, Any]]:
+def _load_samples(folder: Path, records: Mapping[tuple[Any, ...], Record]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Lines of samples by identity, each the line of a record.
+
+    Args:
+        folder: of the store. records: by identity.
+    """
     path = folder / "sweep.samples.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path}: {error}") from error
+    if lines and not (folder / "sweep.json").exists():
+        raise Unreadable(f"{path}: expected a sweep.json beside it, got none: bring it back or remove the samples")
+    newest = max((_time(record) for record in records.values()), default=None)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = _sample_line(text)
+            key = identity(line)
+            record = records.get(key)
+            if record is None or any(line[name] != record[name] for name in _SAMPLE_KEYS):
+                if newest is None or _time(line) >= newest:
+                    continue  # a kill came between the two files: the record was never written
+                raise ValueError(_strange(line, record))
+            if key in found:
+                raise ValueError("expected one line of samples for a record, got a second")
+        except ValueError as error:
+            raise Unreadable(f"{path}: line {number}: {error}") from error
+        found[key] = line
+    return found
+
+
+def _sample_line(text: str) -> dict[str, Any]:
+    line = schema.parse(text)
+    if not isinstance(line, dict):
+        raise ValueError(f"expected an object, got {type(line).__name__}")
+    missing = [key for key in (*_SAMPLE_KEYS, "seconds") if key not in line]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    fault = schema.identity_fault(line) or schema.sample_fault(line)
+    if fault:
+        raise ValueError(fault)
+    return line
+
+
+def _strange(line: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    """Why a line of samples is that of no record."""
+    if record is None:
+        what = f"{line['implementation']} in {line['op']} at s_kv {line['s_kv']}"
+        return f"expected samples of a record, got those of {what}, which has none"
+    name = next(name for name in _SAMPLE_KEYS if line[name] != record[name])
+    return f"{name}: expected {record[name]!r} as in the record, got {line[name]!r}"
+
+
+def _time(record: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(record["timestamp"])
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
