@@ -100,16 +100,23 @@ def has_number(found: Record | None) -> bool:
 
 
 def ratio(slower: Record | None, faster: Record | None) -> Ratio | None:
-    """Time of `slower` over time of `faster`; None unless both have a number from one process and one protocol."""
+    """Time of `slower` over time of `faster`; None unless both have a number and `took_turns`."""
     if slower is None or faster is None or not has_number(slower) or not has_number(faster):
         return None
-    if slower["telemetry"].get("run") != faster["telemetry"].get("run") or slower["protocol"] != faster["protocol"]:
+    if not took_turns(slower, faster):
         return None
     return Ratio(
         slower["seconds_median"] / faster["seconds_median"],
         slower["seconds_low"] / faster["seconds_high"],
         slower["seconds_high"] / faster["seconds_low"],
     )
+
+
+def took_turns(one: Record, other: Record) -> bool:
+    """Whether two records are of one process, protocol and group; old records without a group need the same process."""
+    runs, groups = ([found["telemetry"].get(key) for found in (one, other)] for key in ("run", "group"))
+    together = None in groups or groups[0] == groups[1]
+    return runs[0] is not None and runs[0] == runs[1] and one["protocol"] == other["protocol"] and together
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:

@@ -9,8 +9,19 @@ from asv_bench.record import Record
 CEILING = {"flops": 1e15, "bytes_per_second": 3e12, "source": "invented"}
 
 
-def number(problem: Problem, implementation: str, seconds: float, run: str = "run-a", **changes: object) -> Record:
-    """A record with a time and an interval of +-1 %."""
+def number(
+    problem: Problem,
+    implementation: str,
+    seconds: float,
+    run: str | None = "run-a",
+    noted: dict[str, object] | None = None,
+    **changes: object,
+) -> Record:
+    """A record with a time and an interval of +-1 %.
+
+    Args:
+        run: the process; None leaves it out. noted: more telemetry. changes: other values of keys.
+    """
     found = record.blank(problem, implementation)
     found |= {
         "valid_fraction": 1.0 if problem.op == "sparse_fwd" else None,
@@ -29,8 +40,10 @@ def number(problem: Problem, implementation: str, seconds: float, run: str = "ru
         "gpu": "NVIDIA Invented",
         "protocol": "cuda-burst-v1",
         "timestamp": "2026-11-22T12:00:00+00:00",
-        "telemetry": {"run": run, "tree": "t", "seed": 0, "ceiling": CEILING, "torch": "2.11"},
+        "telemetry": {"tree": "t", "seed": 0, "ceiling": CEILING, "torch": "2.11"} | (noted or {}),
     }
+    if run is not None:
+        found["telemetry"]["run"] = run
     return found | changes
 
 

@@ -103,6 +103,27 @@ def test_a_ratio_needs_two_numbers_of_one_process_and_protocol() -> None:
     assert findings.ratios_table(apart).rows == ()
 
 
+@pytest.mark.parametrize(
+    "ours, rival, together",
+    [
+        ({}, {}, True),
+        ({"noted": {"group": "a"}}, {"noted": {"group": "a"}}, True),
+        ({"noted": {"group": "a"}}, {"noted": {"group": "b"}}, False),
+        ({"noted": {"group": "a"}}, {}, True),  # an old record beside a new one: the process decides
+        ({"noted": {"group": "a"}}, {"noted": {"group": "a"}, "run": "run-b"}, False),
+        ({"run": None}, {"run": None}, False),
+        ({"run": None, "noted": {"group": "a"}}, {"run": None, "noted": {"group": "a"}}, False),
+    ],
+)
+def test_a_ratio_needs_records_that_took_turns(ours: Any, rival: Any, together: bool) -> None:
+    """Also between a sparse problem and its dense counterpart."""
+    sparse, dense = invented.number(SPARSE, "flash_dsa", 1.0, **ours), invented.number(DENSE, "sdpa", 4.0, **rival)
+    assert (findings.ratio(dense, sparse) is not None) is together
+    said = findings.sentences(sweep_of(sparse, dense))
+    assert any("fastest dense" in text for _, text in said) is together
+    assert bool(plots.speedup_data(sweep_of(sparse, dense))["lines"]) is together
+
+
 def test_the_fastest_dense_is_the_fastest_valid_of_two() -> None:
     def best(ours: record.Record, sdpa: record.Record) -> str:
         row = sweep_of(invented.number(SPARSE, "flash_dsa", 1.0), ours, sdpa).rows[0]
