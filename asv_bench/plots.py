@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from asv_bench import provenance
 from asv_bench.findings import OURS, Sweep, has_number, ratio, why_missing
 from asv_bench.tables import milliseconds, times
 
@@ -73,7 +74,7 @@ def latency_data(sweep: Sweep) -> dict[str, Any]:
         for label, found in picks.items()
     }
     labels = [f"s_kv {row.problem.s_kv}\ntopk {row.problem.topk}" for row in rows]
-    return {"machine": sweep.machine, "gpu": sweep.gpu, "labels": labels, "series": series}
+    return {"machine": sweep.machine, "gpu": sweep.gpu, "labels": labels, "series": series} | _origins(sweep)
 
 
 def speedup_data(sweep: Sweep) -> dict[str, Any]:
@@ -93,7 +94,14 @@ def speedup_data(sweep: Sweep) -> dict[str, Any]:
                 lines[label].append([row.problem.s_kv, "not measured together" if together else reason])
     lines = {label: points for label, points in lines.items() if any(len(point) == 4 for point in points)}
     theory = [[row.problem.s_kv, row.theoretical_speedup] for row in sweep.rows]
-    return {"machine": sweep.machine, "gpu": sweep.gpu, "lines": lines, "theory": theory}
+    return {"machine": sweep.machine, "gpu": sweep.gpu, "lines": lines, "theory": theory} | _origins(sweep)
+
+
+def _origins(sweep: Sweep) -> dict[str, Any]:
+    """In what the records shown differ by origin, where they do."""
+    shown = [found for row in sweep.rows for found in (*row.sparse.values(), *row.dense.values())]
+    unlike = provenance.differences(shown)
+    return {"origins": unlike} if unlike else {}
 
 
 def of(sweep: Sweep) -> dict[str, Plot]:
@@ -237,6 +245,7 @@ def _finish(axes: Any, theme: Theme, title: str, data: dict[str, Any], note: str
     else:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no numbers yet", transform=axes.transAxes, ha="center", color=theme.ink)
+    note = "\n".join(filter(None, [note, "; ".join(data.get("origins", ()))]))
     if note:
         axes.figure.supxlabel(note, fontsize=7, color=theme.ink, x=0.01, ha="left")
 

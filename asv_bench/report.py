@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from asv_bench import findings, plots, record
+from asv_bench import findings, plots, provenance, record
 from asv_bench.findings import Sweep
 from asv_bench.plots import DARK, LIGHT, Plot, Theme
-from asv_bench.tables import Table, digits
+from asv_bench.sentences import sentences
+from asv_bench.tables import Table
 
 _BLOCK = re.compile(
     r"^<!-- generated: (?P<name>\S+) machine=(?P<machine>\S+) -->\n(?P<body>.*?)^<!-- /generated -->$", re.M | re.S
@@ -39,19 +40,20 @@ def console(sweep: Sweep) -> str:
     """What a sweep prints at its end: the seed's two tables, ratios, findings, failures."""
     tables = [findings.summary_table(sweep), findings.complexity_table(sweep), findings.ratios_table(sweep)]
     parts = [table.text() for table in tables if table.rows]
-    parts += ["\n".join(f"{topic}: {sentence}" for topic, sentence in findings.sentences(sweep))]
+    parts += ["\n".join(f"{topic}: {sentence}" for topic, sentence in sentences(sweep))]
     failures = findings.failures_table(sweep)
     return "\n\n".join([*parts, *([failures.text()] if failures.rows else [])])
 
 
 def read(folder: Path) -> Sweep:
-    """The sweep of a folder, under the machine's name that its records hold.
+    """The sweep of a folder, under the names of machines that its records hold.
 
     Raises:
         record.Unreadable: when there are no records to read.
     """
     records = record.load(folder)
-    return Sweep(Sweep(folder.name, records).newest("machine") or folder.name, records)
+    machines = dict.fromkeys(str(found["machine"]) for found in records)
+    return Sweep(provenance.listed(machines) if machines else folder.name, records)
 
 
 def write(folder: Path) -> Sweep:
@@ -121,11 +123,11 @@ def _block_table(make: Callable[[Sweep], Table]) -> Callable[[Sweep], str]:
 
 
 def _block_findings(sweep: Sweep) -> str:
-    return "\n".join(f"- {sentence}" for _, sentence in findings.sentences(sweep))
+    return "\n".join(f"- {sentence}" for _, sentence in sentences(sweep))
 
 
 def _block_where(sweep: Sweep) -> str:
-    return _where(sweep)
+    return provenance.where(sweep.records)
 
 
 # What a marked block may hold.
@@ -138,23 +140,6 @@ BLOCKS: dict[str, Callable[[Sweep], str]] = {
     "findings": _block_findings,
     "where": _block_where,
 }
-
-
-def _where(sweep: Sweep) -> str:
-    commit = sweep.newest("commit")
-    facts = sweep.newest("telemetry") or {}
-    hardware = sweep.gpu or f"{facts.get('cpu', 'unknown CPU')}, {facts.get('threads', '?')} threads"
-    dirty = " with uncommitted changes" if any(found["dirty"] for found in sweep.records) else ""
-    stamp = str(sweep.newest("timestamp") or "no time")[:10]
-    return f"{hardware}; torch {facts.get('torch', 'unknown')}; commit {str(commit)[:12]}{dirty}; {stamp}."
-
-
-def _ceiling(sweep: Sweep) -> str:
-    facts = (sweep.newest("telemetry") or {}).get("ceiling")
-    if not facts:
-        return "no ceiling: none is known for this machine"
-    speed, bandwidth = digits(facts["flops"] / 1e12), digits(facts["bytes_per_second"] / 1e9)
-    return f"{speed} TFLOP/s and {bandwidth} GB/s ({facts['source']})"
 
 
 def _csv(sweep: Sweep) -> str:
@@ -188,12 +173,12 @@ def _page(sweep: Sweep, draw: bool) -> str:
     ]
     return environment.get_template("report.html.j2").render(
         machine=sweep.machine,
-        where=_where(sweep),
-        findings=findings.sentences(sweep),
+        where=provenance.where(sweep.records),
+        findings=sentences(sweep),
         plots=pictures,
         tables=tables,
         protocol=", ".join(sorted({found["protocol"] for found in sweep.records if found["protocol"]})) or "unknown",
-        ceiling=_ceiling(sweep),
+        ceiling=provenance.ceilings(sweep.records),
     )
 
 

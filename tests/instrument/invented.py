@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asv_bench import cases, record
 from asv_bench.cases import Problem
+from asv_bench.findings import Sweep
 from asv_bench.record import Record
 
 CEILING = {"flops": 1e15, "bytes_per_second": 3e12, "source": "invented"}
@@ -78,3 +79,8 @@ def seed_sweep() -> list[Record]:
                 failure(problem, "flash_mla", "failed: RuntimeError: dense prefill needs SM100"),
             ]
     return records
+
+
+def sweep_of(*records: Record) -> Sweep:
+    """Records as a sweep."""
+    return Sweep("invented", record.in_order(records))

@@ -1,4 +1,4 @@
-"""The report: numbers worked out by hand from invented records, and files that say nothing else than the records."""
+"""The report: files that say nothing else than the records."""
 
 from __future__ import annotations
 
@@ -12,190 +12,18 @@ from typing import Any
 
 import pytest
 from instrument import invented
+from instrument.invented import sweep_of
 
 from asv_bench import __main__ as command
-from asv_bench import cases, findings, plots, record, report, tables
+from asv_bench import cases, plots, record, report, tables
 from asv_bench.findings import Sweep
 
 SPARSE, DENSE = (case.problem for case in cases.cases_of("seed")[:2])
 
 
-def sweep_of(*records: record.Record) -> Sweep:
-    return Sweep("invented", record.in_order(records))
-
-
 @pytest.fixture(scope="module")
 def seed_sweep() -> Sweep:
     return Sweep("invented", invented.seed_sweep())
-
-
-def cells(table: tables.Table, line: int) -> dict[str, str]:
-    return dict(zip(table.titles, table.rows[line], strict=True))
-
-
-def test_summary_of_the_seed_shapes(seed_sweep: Sweep) -> None:
-    table = findings.summary_table(seed_sweep)
-    assert cells(table, 0) == {
-        "s_q": "1024",
-        "s_kv": "4096",
-        "topk": "512",
-        "attended": "12.5 %",
-        "naive ms": "4.67",
-        "dense sdpa ms": "11.7",
-        "dense flash_dsa ms": "5.84",
-        "sparse flash_mla ms": "0.292",
-        "sparse flash_dsa ms": "0.584",
-        "vs naive": "8.00x",
-        "vs best dense": "10.0x",
-        "vs flash_mla": "0.500x",
-        "TFLOPS": "250",
-    }
-    last = cells(table, 5)
-    assert last["dense flash_dsa ms"] == "out of memory" and last["dense sdpa ms"] == "1,495"
-    assert last["vs best dense"] == "160x" and last["attended"] == "1.56 %"
-
-
-def test_complexity_of_the_seed_shapes(seed_sweep: Sweep) -> None:
-    assert cells(findings.complexity_table(seed_sweep), 4) == {
-        "s_kv": "65536",
-        "topk": "2048",
-        "dense GFLOP": "74,767",
-        "sparse GFLOP": "2,336",
-        "theoretical": "32.0x",
-        "measured": "40.0x",
-        "of theoretical": "125 %",
-        "sparse roofline": "25.0 %",
-        "dense roofline": "20.0 %",
-        "dense K+V": "18.3 GB",
-        "sparse KV": "75.5 MB",
-        "sparse peak": "1.00 GB",
-        "naive peak": "1.00 GB",
-        "max error": "2.4e-05",
-    }
-
-
-def test_ratios_are_geometric_means_over_cases() -> None:
-    other = cases.cases_of("seed")[2].problem
-    table = findings.ratios_table(
-        sweep_of(
-            *(invented.number(p, "flash_dsa", 1.0) for p in (SPARSE, other)),
-            invented.number(SPARSE, "naive", 2.0),
-            invented.number(other, "naive", 8.0),
-        )
-    )
-    assert table.rows == (("sparse_fwd", "576/512 MQA", "naive", "4.00x", "2.00x", "8.00x", "2"),)
-
-
-def test_a_ratio_needs_two_numbers_of_one_process_and_protocol() -> None:
-    ours = invented.number(SPARSE, "flash_dsa", 1.0)
-    found = findings.ratio(invented.number(SPARSE, "naive", 3.0), ours)
-    assert found and (found.value, found.low, found.high) == (
-        3.0,
-        pytest.approx(2.97 / 1.01),
-        pytest.approx(3.03 / 0.99),
-    )
-    assert findings.ratio(invented.number(SPARSE, "naive", 3.0, run="run-b"), ours) is None
-    assert findings.ratio(invented.number(SPARSE, "naive", 3.0, protocol="other-v1"), ours) is None
-    assert findings.ratio(invented.failure(SPARSE, "naive", "failed: x"), ours) is None
-    assert findings.ratio(None, ours) is None
-    apart = sweep_of(ours, invented.number(SPARSE, "naive", 3.0, run="run-b"))
-    assert cells(findings.summary_table(apart), 0)["vs naive"] == tables.MISSING
-    assert findings.ratios_table(apart).rows == ()
-
-
-@pytest.mark.parametrize(
-    "ours, rival, together",
-    [
-        ({}, {}, True),
-        ({"noted": {"group": "a"}}, {"noted": {"group": "a"}}, True),
-        ({"noted": {"group": "a"}}, {"noted": {"group": "b"}}, False),
-        ({"noted": {"group": "a"}}, {}, True),  # an old record beside a new one: the process decides
-        ({"noted": {"group": "a"}}, {"noted": {"group": "a"}, "run": "run-b"}, False),
-        ({"run": None}, {"run": None}, False),
-        ({"run": None, "noted": {"group": "a"}}, {"run": None, "noted": {"group": "a"}}, False),
-    ],
-)
-def test_a_ratio_needs_records_that_took_turns(ours: Any, rival: Any, together: bool) -> None:
-    """Also between a sparse problem and its dense counterpart."""
-    sparse, dense = invented.number(SPARSE, "flash_dsa", 1.0, **ours), invented.number(DENSE, "sdpa", 4.0, **rival)
-    assert (findings.ratio(dense, sparse) is not None) is together
-    said = findings.sentences(sweep_of(sparse, dense))
-    assert any("fastest dense" in text for _, text in said) is together
-    assert bool(plots.speedup_data(sweep_of(sparse, dense))["lines"]) is together
-
-
-def test_the_fastest_dense_is_the_fastest_valid_of_two() -> None:
-    def best(ours: record.Record, sdpa: record.Record) -> str:
-        row = sweep_of(invented.number(SPARSE, "flash_dsa", 1.0), ours, sdpa).rows[0]
-        assert row.best_dense
-        return str(row.best_dense["implementation"])
-
-    fast, slow = (invented.number(DENSE, "flash_dsa", seconds) for seconds in (1.0, 9.0))
-    sdpa, wrong = invented.number(DENSE, "sdpa", 5.0), invented.failure(DENSE, "sdpa", "wrong_answer: out")
-    assert [best(fast, sdpa), best(slow, sdpa), best(slow, wrong)] == ["flash_dsa", "sdpa", "flash_dsa"]
-    naive = invented.number(DENSE, "naive", 0.1)  # no candidate: nobody would run it
-    row = sweep_of(invented.number(SPARSE, "flash_dsa", 1.0), naive).rows[0]
-    assert row.best_dense is None
-
-
-def test_missing_is_said_with_its_reason_and_is_no_zero() -> None:
-    found = sweep_of(
-        invented.failure(SPARSE, "flash_dsa", "wrong_answer: out: 3 NaN"),
-        invented.number(SPARSE, "naive", 1.0),
-        invented.failure(DENSE, "sdpa", "out_of_memory: 36 GB"),
-    )
-    line = cells(findings.summary_table(found), 0)
-    assert line["sparse flash_dsa ms"] == "wrong answer" and line["dense sdpa ms"] == "out of memory"
-    assert line["dense flash_dsa ms"] == "not measured" and line["vs naive"] == tables.MISSING
-    data = plots.latency_data(found)
-    assert data["series"]["sparse flash_dsa"] == ["wrong answer"] and data["series"]["naive"] == [1.0]
-    assert plots.speedup_data(found)["lines"] == {}
-    assert "flash_dsa is outside the tolerance in sparse_fwd at s_kv 4096 (out: 3 NaN); no time is kept." in dict(
-        (sentence, topic) for topic, sentence in findings.sentences(found)
-    )
-    rows = findings.failures_table(found).rows
-    assert ("sdpa", "dense_fwd", "1", "4096", "out_of_memory: 36 GB") in rows and len(rows) == 2
-
-
-def test_failures_of_one_reason_are_one_line(seed_sweep: Sweep) -> None:
-    rows = {row[0]: row for row in findings.failures_table(seed_sweep).rows if row[1] == "dense_fwd"}
-    reason = "unsupported: naive dense is timed up to s_kv 16384"
-    assert rows["naive"] == ("naive", "dense_fwd", "3", "32768 to 131072", reason)
-
-
-def test_findings_are_computed(seed_sweep: Sweep) -> None:
-    said = findings.sentences(seed_sweep)
-    texts = [sentence for _, sentence in said]
-    assert {topic for topic, _ in said} == {"speed", "memory", "accuracy", "coverage"}
-    assert texts[0] == (
-        "Sparse attention by flash_dsa is 8.00x faster than naive PyTorch, "
-        "geometric mean over 6 cases (8.00x to 8.00x)."
-    )
-    assert "0.500x as fast as the peer flash_mla" in texts[1]
-    assert texts[2] == (
-        "Against the fastest dense 576/512 attention over all keys, K and V for each of 128 heads, sparse takes 1/160 "
-        "of the time at s_kv 131072 (1,495 ms by sdpa, 9.35 ms sparse); the FLOPs alone would give 64.0x."
-    )
-    assert texts[3] == "Sparse is faster than that dense at every measured s_kv, from 4096 to 131072."
-    assert "K and V of 128 heads take 36.5 GB, 242x as much." in texts[5]
-    assert texts[-1] == "32 of 48 combinations have a number; the others are listed with their reason."
-
-
-def test_findings_follow_the_numbers() -> None:
-    slow = findings.sentences(sweep_of(invented.number(SPARSE, "flash_dsa", 2.0), invented.number(DENSE, "sdpa", 1.0)))
-    assert any(text == "Sparse is not faster than that dense at any measured s_kv (4096)." for _, text in slow)
-    assert any("sparse takes 2.00x the time" in text for _, text in slow)
-    other = cases.cases_of("seed")[2].problem
-    mixed = findings.sentences(
-        sweep_of(
-            invented.number(SPARSE, "flash_dsa", 2.0),
-            invented.number(DENSE, "sdpa", 1.0),
-            invented.number(other, "flash_dsa", 1.0),
-            invented.number(cases.dense_counterpart(other), "sdpa", 3.0),
-        )
-    )
-    assert any(text == "Sparse is faster than that dense at s_kv 8192, slower at 4096." for _, text in mixed)
-    assert findings.sentences(sweep_of()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""What the numbers allow to say, as sentences. None claims more than the intervals of its numbers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from asv_bench import provenance
+from asv_bench.cases import Problem, dense_counterpart
+from asv_bench.findings import (
+    OURS,
+    Ratio,
+    Row,
+    Sweep,
+    has_number,
+    interval_ratio,
+    mean_ratio,
+    ratio,
+    roofline_share,
+)
+from asv_bench.record import Record
+from asv_bench.tables import byte_count, digits, milliseconds, percent, small, times
+
+
+def sentences(sweep: Sweep) -> list[tuple[str, str]]:
+    """Findings as (topic, sentence), computed from the numbers; topics: speed, memory, accuracy, coverage.
+
+    Where a sweep has records of several commits, each sentence is about one of them and names it.
+    """
+    makers: tuple[tuple[str, Callable[[Sweep], list[str]]], ...] = (
+        ("speed", _speed),
+        ("memory", _memory),
+        ("accuracy", _accuracy),
+    )
+    parts = sweep.by_commit
+    said = [
+        (topic, text if len(parts) == 1 else f"Commit {label}: {text}")
+        for topic, make in makers
+        for label, part in parts.items()
+        for text in make(part)
+    ]
+    return [*said, *(("coverage", text) for text in _coverage(sweep))]
+
+
+def _speed(sweep: Sweep) -> list[str]:
+    rows, said = sweep.rows, []
+    for rival, label in (("naive", "naive PyTorch"), ("flash_mla", "the peer flash_mla")):
+        found = [ratio(row.sparse.get(rival), row.sparse.get(OURS)) for row in rows]
+        said += _against(f"Sparse attention by {OURS}", label, [value for value in found if value])
+    known = [(row, value) for row in rows if (value := ratio(row.best_dense, row.sparse.get(OURS)))]
+    if known:
+        said += [_against_dense(*max(known, key=lambda pair: pair[1].value)), _where_faster(known, len(rows))]
+    return said + _growth(rows)
+
+
+def _against(what: str, rival: str, ratios: Sequence[Ratio]) -> list[str]:
+    """The mean over cases with its spread, and how many cases are on which side of 1."""
+    mean = mean_ratio(ratios)
+    if mean is None:
+        return []
+    values, sides = [one.value for one in ratios], [one.side for one in ratios]
+    cases = "1 case" if len(values) == 1 else f"{len(values)} cases"
+    span = f"{times(min(values))} to {times(max(values))}" if len(values) > 1 else _interval(mean)
+    if mean.side > 0:
+        comparison = f"{times(mean.value)} faster than {rival}"
+    elif mean.side < 0:
+        comparison = f"{times(mean.value)} as fast as {rival}"
+    else:
+        doubt = f" (interval of the mean {_interval(mean)})" if len(values) > 1 else ""
+        comparison = f"not distinguishable from {rival}{doubt}: {times(mean.value)}"
+    counts = ((sides.count(1), "faster"), (sides.count(-1), "slower"), (sides.count(0), "not distinguishable"))
+    tally = provenance.listed(f"{word} in {count}" for count, word in counts if count)
+    mixed = f": {tally}" if len(set(sides)) > 1 else ""
+    return [f"{what} is {comparison}, geometric mean over {cases} ({span}){mixed}."]
+
+
+def _against_dense(row: Row, value: Ratio) -> str:
+    best, ours = row.best_dense, row.sparse[OURS]
+    assert best is not None
+    times_taken = f"{milliseconds(best['seconds_median'])} ms by {best['implementation']}, "
+    times_taken += f"{milliseconds(ours['seconds_median'])} ms sparse"
+    if value.side:
+        claim = f"sparse takes {_factor(value.value)} the time at s_kv {row.problem.s_kv}"
+        evidence = f"{times_taken}; {_fraction(value.high)} to {_fraction(value.low)}"
+    else:
+        claim = f"sparse is not distinguishable at s_kv {row.problem.s_kv}"
+        evidence = f"{times_taken}; ratio {_interval(value)}"
+    return (
+        f"Against the fastest dense {best['d_qk']}/{best['d_v']} attention over all keys, K and V for each of "
+        f"{best['h_kv']} heads, {claim} ({evidence}); the FLOPs alone would give {times(row.theoretical_speedup)}."
+    )
+
+
+def _where_faster(known: Sequence[tuple[Row, Ratio]], asked: int) -> str:
+    """At which s_kv sparse is faster than dense by more than the intervals."""
+    at: dict[int, list[int]] = {side: [] for side in (1, -1, 0)}
+    for row, value in known:
+        at[value.side].append(row.problem.s_kv)
+    fast, slow, same = (sorted(set(at[side])) for side in (1, -1, 0))
+    measured = "measured s_kv" if len(known) == asked else "s_kv where both have a number of one process"
+    if not slow and not same:
+        span = f"from {fast[0]} to {fast[-1]}" if len(fast) > 1 else f"{fast[0]}"
+        return f"Sparse is faster than that dense at every {measured}, {span}."
+    if not fast and not same:
+        return f"Sparse is not faster than that dense at any {measured} ({_list(slow)})."
+    if not fast and not slow:
+        return f"Sparse is not distinguishable from that dense at any {measured} ({_list(same)})."
+    words = (("faster than that dense at s_kv", fast), ("slower at", slow), ("not distinguishable from it at", same))
+    return f"Sparse is {', '.join(f'{word} {_list(values)}' for word, values in words if values)}."
+
+
+def _growth(rows: Sequence[Row]) -> list[str]:
+    """How times grow with s_kv among rows that differ in nothing else."""
+    shapes: dict[Problem, list[Row]] = {}
+    for row in rows:
+        shapes.setdefault(replace(row.problem, s_kv=row.problem.s_q), []).append(row)
+    longest: list[Row] = max(shapes.values(), key=len, default=[])
+    same = sorted(longest, key=lambda row: row.problem.s_kv)
+    columns = {
+        "sparse": [row.sparse.get(OURS) for row in same],
+        "naive": [row.sparse.get("naive") for row in same],
+        "the fastest dense": [row.best_dense for row in same],
+    }
+    said = []
+    for label, found in columns.items():
+        points = [one for one in found if one is not None and has_number(one)]
+        points = [one for one in points if _conditions(one) == _conditions(points[-1])]
+        if len(points) >= 2:
+            first, last = points[0], points[-1]
+            grown = interval_ratio(last, first)
+            clear = "" if grown.side else ", so no growth can be told"
+            as_long = f"takes {times(grown.value)} as long at s_kv {last['s_kv']} as at {first['s_kv']}"
+            said.append(f"{label} {as_long} ({_interval(grown)}{clear})")
+    return [f"At topk {same[0].problem.topk}, {provenance.listed(said)}; they did not take turns."] if said else []
+
+
+def _conditions(found: Record) -> tuple[object, ...]:
+    """What must be equal for two times of one implementation that did not take turns to be worth a ratio at all."""
+    noted = found["telemetry"]
+    return found["protocol"], found["machine"], found["gpu"], noted.get("gpu_uuid"), noted.get("torch")
+
+
+def _memory(sweep: Sweep) -> list[str]:
+    said = []
+    rows = sweep.rows
+    if rows:
+        problem = rows[-1].problem
+        dense = dense_counterpart(problem)
+        said.append(
+            f"At s_kv {problem.s_kv} the shared latent KV takes {byte_count(problem.kv_bytes)}; K and V of "
+            f"{dense.h_kv} heads take {byte_count(dense.kv_bytes)}, {times(dense.kv_bytes / problem.kv_bytes)} as much."
+        )
+    peaks = [(row, row.sparse.get(OURS), row.sparse.get("naive")) for row in rows]
+    known = [(row, a, b) for row, a, b in peaks if a and b and a["peak_bytes"] and b["peak_bytes"]]
+    if known:
+        row, ours, naive = known[-1]
+        said.append(
+            f"One call at s_kv {row.problem.s_kv} holds {byte_count(ours['peak_bytes'])} beyond its inputs with {OURS} "
+            f"and {byte_count(naive['peak_bytes'])} with naive."
+        )
+    elif rows and not sweep.gpu:
+        said.append("Peak memory of a call is not known on this machine: only CUDA's allocator tells it.")
+    return said
+
+
+def _accuracy(sweep: Sweep) -> list[str]:
+    said = []
+    for op in ("sparse_fwd", "dense_fwd"):
+        parts = []
+        for name in sweep.implementations:
+            of_this = [one for one in sweep.records if (one["op"], one["implementation"]) == (op, name)]
+            errors = [one["max_abs_err"] for one in of_this if has_number(one) and one["max_abs_err"] is not None]
+            if errors:
+                parts.append(f"{name} {small(max(errors))}")
+        if parts:
+            said.append(f"Largest error of {op} against the fp64 reference, on rows drawn anew: {', '.join(parts)}.")
+    wrong = [found for found in sweep.records if (found["error"] or "").startswith("wrong_answer")]
+    for found in wrong:
+        where = f"{found['op']} at s_kv {found['s_kv']}"
+        reason = (found["error"] or "").removeprefix("wrong_answer: ")
+        said.append(f"{found['implementation']} is outside the tolerance in {where} ({reason}); no time is kept.")
+    return said
+
+
+def _coverage(sweep: Sweep) -> list[str]:
+    total = len(sweep.records)
+    if not total:
+        return []
+    numbers = sum(has_number(found) for found in sweep.records)
+    missing = "" if numbers == total else "; the others are listed with their reason"
+    said = [f"{numbers} of {total} combinations have a number{missing}."]
+    unlike = provenance.differences(sweep.records)
+    if unlike:
+        said.append(f"Not all records are of one origin: {'; '.join(unlike)}.")
+    return said + _over_the_ceiling(sweep)
+
+
+def _over_the_ceiling(sweep: Sweep) -> list[str]:
+    shares = [(share, found) for found in sweep.records if (share := roofline_share(found)) and share > 1]
+    if not shares:
+        return []
+    share, worst = max(shares, key=lambda pair: pair[0])
+    what = "1 number is" if len(shares) == 1 else f"{len(shares)} numbers are"
+    where = f"{worst['implementation']} in {worst['op']} at s_kv {worst['s_kv']}"
+    source = worst["telemetry"]["ceiling"]["source"]
+    return [
+        f"{what} above 100 % of the roofline, at most {percent(share)} ({where}), which cannot be: the ceiling in the "
+        f"record ({source}) is too low for it, or the timing is wrong."
+    ]
+
+
+def _interval(of: Ratio) -> str:
+    """Both ends, with as many digits as it takes to tell them from each other and, if it excludes 1, from 1."""
+    for count in range(3, 8):
+        ends = [digits(end, count) for end in (of.low, of.high)]
+        rounded = {f"{end:.{count - 1}f}" for end in (of.low, of.high)}
+        if (ends[0] != ends[1] or of.low == of.high) and not (of.side and f"{1:.{count - 1}f}" in rounded):
+            break
+    return f"{ends[0]}x to {ends[1]}x"
+
+
+def _fraction(value: float) -> str:
+    """The time of sparse over that of dense, from the ratio the other way round."""
+    return f"1/{digits(value)}" if value >= 1 else times(1 / value)
+
+
+def _factor(value: float) -> str:
+    return f"{_fraction(value)} of" if value >= 1 else _fraction(value)
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values)
