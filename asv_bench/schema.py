@@ -89,7 +89,8 @@ _TELEMETRY: dict[str, Rule] = {
 
 
 def parse(text: str) -> Any:
-    """JSON without what json.dumps would not write again: NaN, infinities (1e999 too), half of a surrogate pair.
+    """JSON without what cannot be counted with or written again: NaN, infinities (1e999 too), integers beyond 64 bits,
+    half of a surrogate pair.
 
     Raises:
         ValueError: saying what is wrong.
@@ -100,8 +101,13 @@ def parse(text: str) -> Any:
             raise ValueError(f"expected finite numbers, got {literal}")
         return float(literal)
 
+    def counted(literal: str) -> int:
+        if len(literal) > 20 or abs(int(literal)) >= 2**63:
+            raise ValueError(f"expected integers of 64 bits, got {_short(literal)}")
+        return int(literal)
+
     try:
-        value = json.loads(text, parse_float=finite, parse_constant=finite)
+        value = json.loads(text, parse_float=finite, parse_int=counted, parse_constant=finite)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deep") from error

@@ -127,6 +127,7 @@ def test_what_would_not_be_read_again_is_not_put(changes: dict[str, Any], reason
         ('{"schema": 1, "records": [null]}', "record 0: expected an object, got None"),
         ('{"schema": 1, "records": [NaN]}', "expected finite numbers, got NaN"),
         ('{"schema": 1, "records": [1e999]}', "expected finite numbers, got 1e999"),
+        ('{"schema": 1, "records": [9223372036854775808]}', "expected integers of 64 bits, got '9223372036854775808'"),
         ('{"schema": 1, "records": ["\\ud800"]}', "surrogates not allowed"),
         ("[" * 100_000, "nested too deep"),
     ],
