@@ -27,12 +27,14 @@ class Difference:
     Args:
         kernel, target: which. change: `added`, `removed` or `changed`.
         figures: registers, spill bytes and shared memory bytes as (base, head), None where unknown.
+        sass: the hashes of the machine code as (base, head), None where unknown.
     """
 
     kernel: str
     target: str
     change: str
     figures: Mapping[str, tuple[int | None, int | None]]
+    sass: tuple[str | None, str | None]
 
 
 def same_code(base: Fingerprint | None, head: Fingerprint | None, target: str | None, op: str | None) -> bool:
@@ -63,7 +65,7 @@ def differences(base: Fingerprint | None, head: Fingerprint | None) -> list[Diff
             change = "added" if a is None else "removed" if b is None else "changed"
             figures = {name: (_figures(a)[name], _figures(b)[name]) for name in FIGURES}
             target, _, kernel = key.partition("/")
-            found.append(Difference(kernel, target, change, figures))
+            found.append(Difference(kernel, target, change, figures, (_sass(a), _sass(b))))
     return found
 
 
@@ -81,12 +83,17 @@ def _kernels(fingerprint: Fingerprint) -> dict[str, Mapping[str, Any]]:
 
 def _hashes(fingerprint: Fingerprint, target: str, op: str | None) -> dict[str, Any]:
     return {
-        key: kernel.get("sass") or None
+        key: _sass(kernel)
         for key, kernel in _kernels(fingerprint).items()
         if key.partition("/")[0] == target and (op is None or kernel.get("op") in (op, None))
     }
 
 
+def _sass(kernel: Mapping[str, Any] | None) -> str | None:
+    value = kernel.get("sass") if kernel else None
+    return value if isinstance(value, str) and value else None
+
+
 def _figures(kernel: Mapping[str, Any] | None) -> dict[str, int | None]:
     values = {name: kernel.get(name) if kernel else None for name in FIGURES}
-    return {name: value if type(value) is int else None for name, value in values.items()}
+    return {name: value if type(value) is int and 0 <= value < 1 << 32 else None for name, value in values.items()}

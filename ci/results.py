@@ -30,6 +30,7 @@ from ci.verdict import CaseVerdict, Evidence, Reason, Side, Verdict, overall
 SCHEMA = 1
 CASE_KEYS = ("id", "verdict", "reason", "ratio", "low", "high", "mde", "same_code")
 MAX_BYTES = 64 << 20  # of a result file; one of a pull request may be anything
+_LEAST = 1e-30  # of a ratio; stats.factor keeps well above
 _NUMBERS = ("ratio", "low", "high", "mde")
 
 
@@ -241,7 +242,7 @@ def _case_verdict(case: Any, where: str) -> CaseVerdict:
     numbers = {key: None if case[key] is None else _number(case[key], where + key) for key in _NUMBERS}
     if any((numbers[key] is None) != (numbers["ratio"] is None) for key in _NUMBERS):
         raise Unreadable(f"{where}ratio: expected {', '.join(_NUMBERS)} all or none")
-    if any(number is not None and number <= 0 for key, number in numbers.items() if key != "mde"):
+    if any(number is not None and not _LEAST < number < 1 / _LEAST for key, number in numbers.items() if key != "mde"):
         raise Unreadable(f"{where}ratio: expected positive numbers, got {numbers}")
     if not isinstance(case["same_code"], bool):
         raise Unreadable(f"{where}same_code: expected true or false, got {case['same_code']!r}")

@@ -23,6 +23,7 @@ Order = Literal["AB", "BA"]
 
 TRIM = 0.2  # share of an order's blocks left out at each end
 _NORMAL = statistics.NormalDist()
+_LOG_MAX = 50.0
 _P_MIN = 1e-12  # below, the tail of t is lost in rounding; nobody decides on it
 
 
@@ -76,7 +77,7 @@ class Block:
     def log_ratio(self, space: Space = "seconds") -> float | None:
         """Logarithm of head over base, or None when either has no number."""
         base, head = self.base.median(space), self.head.median(space)
-        return math.log(head / base) if base and head else None
+        return math.log(head) - math.log(base) if base and head else None
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ class Estimate:
             confidence: of the interval. power: probability with which an effect as large as `mde` is found.
         """
         half = self.half_width(1 - confidence)
-        low, high = math.exp(self.effect - half), math.exp(self.effect + half)
-        mde = math.expm1(half + self.margin(power))
-        return Comparison(math.exp(self.effect), low, high, self.p_value, mde, self.blocks)
+        low, ratio, high = (factor(self.effect + side * half) for side in (-1, 0, 1))
+        mde = factor(half + self.margin(power)) - 1
+        return Comparison(ratio, low, high, self.p_value, mde, self.blocks)
 
     def margin(self, power: float) -> float:
         """How far below the truth the estimate stays with probability `power` at most; only chance, no looks."""
@@ -263,6 +264,11 @@ def benjamini_hochberg(p_values: Sequence[float], rate: float) -> float:
     count = len(p_values)
     passed = [p for rank, p in enumerate(sorted(p_values), 1) if p <= rate * rank / count]
     return passed[-1] if passed else 0.0
+
+
+def factor(log: float) -> float:
+    """What a log ratio stands for; the interval of three wild blocks may reach beyond what a float holds."""
+    return math.exp(min(max(log, -_LOG_MAX), _LOG_MAX))
 
 
 def clock_ratio(blocks: Sequence[Block]) -> float | None:

@@ -294,7 +294,7 @@ class _Rule:
     def comparison(self, found: Estimate) -> Comparison:
         """With the effect that this decision would find: significant in the grid, and relevant."""
         significant = found.half_width(self.policy.false_discovery_rate / self.cases)
-        mde = math.expm1(max(significant, self.limit) + found.margin(self.policy.power))
+        mde = stats.factor(max(significant, self.limit) + found.margin(self.policy.power)) - 1
         return replace(found.comparison(self.policy.confidence, self.policy.power), mde=mde)
 
     def verdict(self, found: Estimate) -> Verdict:

@@ -1,0 +1,77 @@
+"""`python -m ci report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ci import docs, policy, report, results, verdict
+
+
+class UsageError(Exception):
+    """Arguments that make no sense together."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Returns:
+        0 nothing to report; 1 regressed, missing or failed, or a page that `--check` found out of date; 2 inconclusive;
+        3 usage or unreadable input.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _report(options)
+    except (UsageError, results.Unreadable, policy.PolicyError, docs.UnknownBlock, OSError) as error:
+        print(f"ci {options.command}: {error}", file=sys.stderr)
+        return verdict.USAGE
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(verdict.USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m ci", description="Judges measurements of two commits and reports on them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    report = commands.add_parser("report", help="render a verdicts.json as markdown, or the numbers of docs/judging.md")
+    report.add_argument("file", type=Path, nargs="?", help="verdicts.json; base.json and head.json beside it are used")
+    report.add_argument("--output", type=Path, help="where to write the markdown (default: print it)")
+    report.add_argument("--docs", action="store_true", help="write docs/judging.md again from the policy")
+    report.add_argument("--check", action="store_true", help="with --docs: write nothing; exit 1 with a diff")
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.docs == (options.file is not None):
+        raise UsageError("expected either FILE or --docs")
+    if (options.check and not options.docs) or (options.output and options.docs):
+        raise UsageError("--check goes with --docs, --output with FILE")
+    thresholds = policy.load()
+    if options.docs:
+        difference = docs.update(thresholds, check=options.check)
+        if difference:
+            print(difference if options.check else f"{docs.PAGE}: written")
+        return verdict.FOUND if difference and options.check else verdict.NOTHING_TO_REPORT
+    verdicts = results.read_verdicts(options.file)
+    base, head = (_beside(options.file, f"{side}.json") for side in ("base", "head"))
+    text = report.render(report.Report(verdicts, base, head, thresholds))
+    if options.output:
+        results.write_atomically(options.output, text)
+    else:
+        print(text, end="")
+    return verdict.exit_code(verdicts.verdict)
+
+
+def _beside(path: Path, name: str) -> results.Run | None:
+    """A side's file; None where there is none, which the report says."""
+    neighbour = path.with_name(name)
+    return results.read_run(neighbour) if neighbour.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

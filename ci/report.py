@@ -1,0 +1,300 @@
+"""The report of a run in markdown, for a pull request, an issue or a terminal: the verdict first, then its evidence."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ci import codegen, groups, results, verdict
+from ci.markdown import MISSING, TEXT_MAX, change, code, interval, milliseconds, percent, table, word
+from ci.policy import Policy
+from ci.results import Run, Verdicts
+from ci.verdict import Assessment, CaseVerdict, Verdict
+
+LENGTH_MAX = 60_000  # characters; GitHub refuses a comment of more than 65,536
+_ROWS = (50, 10, 3)  # of a table; the next is tried where the report would be too long
+_ACKNOWLEDGED_MAX = 20
+_WORDS = {
+    Verdict.FAILED: "failed",
+    Verdict.REGRESSED: "slower",
+    Verdict.MISSING: "missing",
+    Verdict.INCONCLUSIVE: "inconclusive",
+    Verdict.IMPROVED: "faster",
+    Verdict.NEW: "new",
+    Verdict.UNCHANGED: "unchanged",
+}
+_MOVED = (Verdict.REGRESSED, Verdict.IMPROVED)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is reported.
+
+    Args:
+        verdicts: the decisions. base, head: the sides' files, or None where they are not at hand: then the report has
+            neither times nor environment. policy: whose thresholds held.
+    """
+
+    verdicts: Verdicts
+    base: Run | None
+    head: Run | None
+    policy: Policy
+
+    @property
+    def problems(self) -> dict[str, Mapping[str, Any]]:
+        """Fields of the problem, by case id."""
+        sides = [side for side in (self.base, self.head) if side]
+        return {name: measured.problem for side in sides for name, measured in side.cases.items()}
+
+    @property
+    def assessments(self) -> dict[str, Assessment]:
+        """What led to each verdict, made again from the sides' files."""
+        if not (self.base and self.head):
+            return {}
+        found = verdict.assess_grid(results.evidence_of(self.base, self.head), self.policy)
+        return {one.verdict.id: one for one in found}
+
+    def of(self, *verdicts: Verdict) -> list[CaseVerdict]:
+        """Cases with one of these verdicts, the largest change first, then by id."""
+        cases = [case for case in self.verdicts.cases if case.verdict in verdicts]
+        return sorted(cases, key=lambda case: (-abs((case.ratio or 1) - 1), case.id))
+
+
+def render(report: Report) -> str:
+    """The report as markdown, short enough for a comment."""
+    assessments, problems = report.assessments, report.problems
+    text = ""
+    for rows in _ROWS:
+        parts = [
+            _suites(report),
+            f"## Performance of {_commit(report.verdicts.head)} against {_commit(report.verdicts.base)}",
+            f"**{headline(report.verdicts)}**",
+            _findings(report, problems, rows),
+            _moved(report, assessments, rows),
+            _inconclusive(report, assessments, rows),
+            _failed(report, rows),
+            _rest(report, rows),
+            _environment(report, rows),
+            _code_generation(report, rows),
+            _how_to(report),
+        ]
+        text = "\n\n".join(part for part in parts if part) + "\n"
+        if len(text) <= LENGTH_MAX:
+            break
+    return text
+
+
+def headline(verdicts: Verdicts) -> str:
+    """The verdict in one sentence: `Regressed: of 24 cases 6 slower, 18 unchanged.`"""
+    counts = Counter(case.verdict for case in verdicts.cases)
+    name = verdicts.verdict.value.capitalize()
+    if not counts:
+        return f"{name}: there is no case to judge."
+    said = ", ".join(f"{counts[one]} {_WORDS[one]}" for one in verdict.SEVERITY if counts[one])
+    same = sum(case.same_code for case in verdicts.cases)
+    note = f" ({same} of them the same code)" if same else ""
+    total = len(verdicts.cases)
+    return f"{name}: of {total} {'case' if total == 1 else 'cases'} {said}{note}."
+
+
+def _commit(name: str) -> str:
+    return code(name[:12])
+
+
+def _suites(report: Report) -> str:
+    if not (report.base and report.head) or report.base.suite == report.head.suite:
+        return ""
+    return (
+        "> The benchmarks or the judge (`asv_bench/`, `ci/`) differ between base and head: both sides were measured "
+        "and judged with head's."
+    )
+
+
+def _findings(report: Report, problems: Mapping[str, Mapping[str, Any]], rows: int) -> str:
+    said = groups.sentences(report.verdicts.cases, problems)
+    lines = [f"- {sentence}" for sentence in said[:rows]]
+    if len(said) > rows:
+        lines.append(f"- and {len(said) - rows} more")
+    reasons = Counter(case.reason.value for case in report.of(Verdict.FAILED) if case.reason)
+    if reasons:
+        lines.append(
+            "- without a number: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        )
+    missing = len(report.of(Verdict.MISSING))
+    if missing:
+        lines.append(f"- {missing} that base has and head has not")
+    return "\n".join(lines)
+
+
+def _seconds(run: Run | None, name: str) -> str:
+    """The median of a side's bursts, in ms."""
+    measured = run.cases.get(name) if run else None
+    medians = [burst.median() for _, burst in measured.bursts.values()] if measured else []
+    known = [median for median in medians if median]
+    return milliseconds(statistics.median(known) if known else None)
+
+
+def _detectable(case: CaseVerdict) -> str:
+    return MISSING if case.mde is None else f"{percent(case.mde)} %"
+
+
+def _numbers(case: CaseVerdict) -> list[str]:
+    return [change(case.ratio) if case.ratio else MISSING, interval(case), _detectable(case)]
+
+
+def _moved(report: Report, assessments: Mapping[str, Assessment], rows: int) -> str:
+    cases = report.of(*_MOVED)
+    if not cases:
+        return ""
+    lines = []
+    for case in cases:
+        found = assessments.get(case.id)
+        times = [_seconds(report.base, case.id), _seconds(report.head, case.id)]
+        judged = (found.space + (f": {found.doubt}" if found.doubt else "")) if found else MISSING
+        lines.append([code(case.id), _WORDS[case.verdict], *times, *_numbers(case), judged])
+    columns = ("<case", "<", "base ms", "head ms", "change", "interval", "detectable", "<judged in")
+    return "### Moved\n\n" + table(columns, lines, rows)
+
+
+def _inconclusive(report: Report, assessments: Mapping[str, Assessment], rows: int) -> str:
+    cases = report.of(Verdict.INCONCLUSIVE)
+    if not cases:
+        return ""
+    lines = []
+    for case in cases:
+        found = assessments.get(case.id)
+        limit = found.kernel_class.relevant_change if found and found.kernel_class else None
+        if case.ratio is None:
+            why = "too few blocks for an interval"
+        elif found and found.doubt:
+            why = f"seconds are doubtful, and cycles do not settle it: {found.doubt}"
+        elif limit is None:
+            why = MISSING
+        elif abs(math.log(case.ratio)) >= math.log1p(limit):
+            why = "may be chance in a run of so many cases"
+        else:
+            why = f"the interval reaches beyond {percent(limit)} %"
+        lines.append([code(case.id), *_numbers(case), why])
+    return "### Inconclusive\n\n" + table(("<case", "change", "interval", "detectable", "<why"), lines, rows)
+
+
+def _failed(report: Report, rows: int) -> str:
+    cases = report.of(Verdict.FAILED, Verdict.MISSING)
+    if not cases:
+        return ""
+    lines = []
+    for case in cases:
+        details, sides = [], []
+        for side, run in (("base", report.base), ("head", report.head)):
+            if run and case.id in run.failures:
+                sides.append(side)
+                details.append(run.failures[case.id][1])
+        if case.verdict is Verdict.MISSING:
+            sides = ["head"]
+        reason = case.reason.value if case.reason else "not there"
+        detail = code("; ".join(detail for detail in details if detail))
+        lines.append([code(case.id), case.verdict.value, reason, ", ".join(sides) or MISSING, detail])
+    return "### Failed or missing\n\n" + table(("<case", "<", "<reason", "<side", "<detail"), lines, rows)
+
+
+def _rest(report: Report, rows: int) -> str:
+    cases = report.of(Verdict.UNCHANGED, Verdict.NEW)
+    if not cases:
+        return ""
+    lines = []
+    for case in cases:
+        times = [_seconds(report.base, case.id), _seconds(report.head, case.id)]
+        kind = f"{case.verdict.value}, same code" if case.same_code else case.verdict.value
+        lines.append([code(case.id), kind, *times, *_numbers(case)])
+    shown = table(("<case", "<", "base ms", "head ms", "change", "interval", "detectable"), lines, rows)
+    counts = Counter(case.verdict for case in cases)
+    summary = ", ".join(f"{counts[one]} {one.value}" for one in (Verdict.UNCHANGED, Verdict.NEW) if counts[one])
+    return f"<details><summary>{summary}</summary>\n\n{shown}\n\n</details>"
+
+
+def _environment(report: Report, rows: int) -> str:
+    where = f"Machine {code(report.verdicts.machine)}, protocol {code(report.verdicts.protocol)}."
+    if not (report.base and report.head):
+        return f"### Environment\n\n{where} The sides' files are not at hand: times and environment are not known."
+    ours, theirs = report.base.environment, report.head.environment
+    differing, same = [], []
+    for name in sorted({*ours, *theirs}):
+        a, b = ours.get(name), theirs.get(name)
+        if _alike(a, b, report.policy.clock_tolerance):
+            same.append(f"{word(name)} {code(b)}")
+        else:
+            differing.append([word(name), code(MISSING if a is None else a), code(MISSING if b is None else b)])
+    text = f"### Environment\n\n{where}"
+    if same:
+        text += f" The same on both sides: {', '.join(same[:rows])}."
+    if differing:
+        text += "\n\n**The sides differ:**\n\n" + table(("<", "<base", "<head"), differing, rows)
+    return text
+
+
+def _alike(a: Any, b: Any, tolerance: float) -> bool:
+    """Equal, or two clocks of one card."""
+    if isinstance(a, float) and isinstance(b, float) and a and b:
+        return abs(b / a - 1) <= tolerance
+    return bool(a == b)
+
+
+def _code_generation(report: Report, rows: int) -> str:
+    if not (report.base and report.head):
+        return ""
+    base, head = report.base.fingerprint, report.head.fingerprint
+    if base is None or head is None:
+        sides = [name for name, one in (("base", base), ("head", head)) if one is None]
+        return f"### Code generation\n\nNot compared: {' and '.join(sides)} has no fingerprint."
+    host = "the same" if base.get("host") == head.get("host") else "different"
+    found = codegen.differences(base, head)
+    total = codegen.count_of_kernels(head)
+    if not found:
+        return f"### Code generation\n\nThe machine code of every kernel ({total}) is the same; host code is {host}."
+    lines = []
+    for one in found:
+        figures = [_from_to(*one.figures[name]) for name in codegen.FIGURES]
+        lines.append([code(one.kernel), code(one.target, 20), one.change, *figures, _hashes(one)])
+    columns = ("<kernel", "<target", "<", "registers", "spills, bytes", "shared memory, bytes", "<machine code")
+    text = f"{len(found)} of {total} kernels differ; host code is {host}."
+    return f"### Code generation\n\n{text}\n\n" + table(columns, lines, rows)
+
+
+def _from_to(a: int | None, b: int | None) -> str:
+    texts = [MISSING if value is None else str(value) for value in (a, b)]
+    return texts[0] if a == b else " to ".join(texts)
+
+
+def _hashes(found: codegen.Difference) -> str:
+    shown = [MISSING if text is None else code(text[:12]) for text in found.sass]
+    return shown[0] if found.sass[0] == found.sass[1] else " to ".join(shown)
+
+
+def _how_to(report: Report) -> str:
+    base = report.verdicts.base
+    revision = base if re.fullmatch(r"[0-9a-f]{7,64}", base) else "<base>"
+    text = f"### Reproduce\n\n`make pr-check BASE={revision}` on a checkout of {_commit(report.verdicts.head)}."
+    # Names that a TOML string and a code block hold as they are; others are not made to be copied.
+    cases = [
+        case
+        for case in report.of(Verdict.FAILED, Verdict.REGRESSED, Verdict.MISSING)
+        if len(case.id) <= TEXT_MAX and case.id.isascii() and case.id.isprintable()
+    ]
+    if not cases:
+        return text
+    entries = []
+    for case in cases[:_ACKNOWLEDGED_MAX]:
+        entry = f"[[acknowledged]]\ncase = {json.dumps(case.id)}\nverdict = {json.dumps(case.verdict.value)}"
+        entries.append(f'{entry}\nhead = {json.dumps(report.verdicts.head[:64])}\nauthor = ""\nreason = ""\ndate = ""')
+    more = f"\n\nand {len(cases) - _ACKNOWLEDGED_MAX} more likewise" if len(cases) > _ACKNOWLEDGED_MAX else ""
+    return (
+        f"{text}\n\n<details><summary>Acknowledge: if it is meant to be so</summary>\n\n"
+        "Add to `ci/acknowledged.toml`, with author, reason and date:\n\n```toml\n" + "\n\n".join(entries) + "\n```"
+        f"{more}\n\n</details>"
+    )
