@@ -196,3 +196,4 @@ check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run -Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(PY) -m pytest tests/test_architecture.py
 	$(PY) -m asv_bench report --check
+	$(PY) -m ci report --docs --check
