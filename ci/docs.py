@@ -108,7 +108,8 @@ def _looks(policy: Policy) -> str:
 def _doubt(policy: Policy) -> str:
     return f"""\
 - more than {_share(policy.power_capped_share)} of the bursts ran under the power cap, or
-- the sides' clocks, cycles over seconds, differ by more than {_share(policy.clock_tolerance)}."""
+- in half of the blocks the sides' clocks, cycles over seconds, are more than {_share(policy.clock_tolerance)} apart:
+  one side's is lower throughout, or both go up and down."""
 
 
 def _invalid(policy: Policy) -> str:

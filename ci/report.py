@@ -156,7 +156,7 @@ def _moved(report: Report, assessments: Mapping[str, Assessment], rows: int) -> 
     for case in cases:
         found = assessments.get(case.id)
         times = [_seconds(report.base, case.id), _seconds(report.head, case.id)]
-        judged = (found.space + (f": {found.doubt}" if found.doubt else "")) if found else MISSING
+        judged = (found.space + (f": {found.doubt.value}" if found.doubt else "")) if found else MISSING
         lines.append([code(case.id), _WORDS[case.verdict], *times, *_numbers(case), judged])
     columns = ("<case", "<", "base ms", "head ms", "change", "interval", "detectable", "<judged in")
     return "### Moved\n\n" + table(columns, lines, rows)
@@ -173,7 +173,7 @@ def _inconclusive(report: Report, assessments: Mapping[str, Assessment], rows: i
         if case.ratio is None:
             why = "too few blocks for an interval"
         elif found and found.doubt:
-            why = f"seconds are doubtful, and cycles do not settle it: {found.doubt}"
+            why = f"seconds are doubtful, and cycles do not settle it: {found.doubt.value}"
         elif limit is None:
             why = MISSING
         elif abs(math.log(case.ratio)) >= math.log1p(limit):

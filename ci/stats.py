@@ -271,14 +271,18 @@ def factor(log: float) -> float:
     return math.exp(min(max(log, -_LOG_MAX), _LOG_MAX))
 
 
-def clock_ratio(blocks: Sequence[Block]) -> float | None:
-    """Head's clock over base's: the median over blocks of cycles per second; None without cycles."""
-    ratios = []
+def clock_difference(blocks: Sequence[Block]) -> float | None:
+    """How far the sides' clocks, cycles over seconds, are apart in a block, relatively: the median over blocks.
+
+    Both show in it: one side's clock is lower throughout, or clocks go up and down from burst to burst. None without
+    cycles.
+    """
+    apart = []
     for block in blocks:
         seconds, cycles = block.log_ratio("seconds"), block.log_ratio("cycles")
         if seconds is not None and cycles is not None:
-            ratios.append(cycles - seconds)
-    return math.exp(statistics.median(ratios)) if ratios else None
+            apart.append(abs(cycles - seconds))
+    return factor(statistics.median(apart)) - 1 if apart else None
 
 
 def student_tail(t: float, freedom: int) -> float:

@@ -34,6 +34,13 @@ class Reason(str, Enum):
     INVALID_MEASUREMENT = "invalid_measurement"
 
 
+class Doubt(str, Enum):
+    """Why seconds cannot be trusted alone."""
+
+    POWER_CAP = "under the power cap"
+    CLOCKS = "the sides' clocks are apart"
+
+
 class Step(str, Enum):
     """What to do after a block."""
 
@@ -121,7 +128,7 @@ class Assessment:
 
     verdict: CaseVerdict
     space: Space = "seconds"
-    doubt: str | None = None
+    doubt: Doubt | None = None
     p_value: float | None = None
     kernel_class: KernelClass | None = None
     comparison: Comparison | None = None
@@ -203,7 +210,7 @@ def assess(evidence: Evidence, policy: Policy, cases: int = 1, level: float | No
     elif cycles is None:
         space, verdict, p_value = "seconds", Verdict.INCONCLUSIVE, 1.0
     else:
-        (space, verdict), p_value = rule.in_doubt(seconds, cycles), cycles.p_value
+        space, verdict, p_value = rule.in_doubt(seconds, cycles, cycles_first=doubt is Doubt.POWER_CAP)
     comparison = rule.comparison(cycles if cycles and space == "cycles" else seconds)
     if evidence.same_code:  # the machine moved, not the code: nor may it use up what chance leaves to the others
         verdict, p_value = Verdict.UNCHANGED, None
@@ -297,40 +304,51 @@ class _Rule:
         mde = stats.factor(max(significant, self.limit) + found.margin(self.policy.power)) - 1
         return replace(found.comparison(self.policy.confidence, self.policy.power), mde=mde)
 
-    def verdict(self, found: Estimate) -> Verdict:
-        """Moved: significant and relevant. Unchanged: the whole interval is irrelevant. Anything else is not known."""
-        if abs(found.effect) >= self.limit and found.p_value <= self.level:
+    def verdict(self, found: Estimate, times: int = 1) -> Verdict:
+        """Moved: significant and relevant. Unchanged: the whole interval is irrelevant. Anything else is not known.
+
+        Args:
+            found: the estimate. times: how many estimates are asked.
+        """
+        if abs(found.effect) >= self.limit and times * found.p_value <= self.level:
             return Verdict.REGRESSED if found.effect > 0 else Verdict.IMPROVED
         if abs(found.effect) + found.half_width(1 - self.policy.confidence) < self.limit:
             return Verdict.UNCHANGED
         return Verdict.INCONCLUSIVE
 
-    def in_doubt(self, seconds: Estimate, cycles: Estimate) -> tuple[Space, Verdict]:
-        """Where seconds are doubtful, both spaces must agree.
+    def in_doubt(self, seconds: Estimate, cycles: Estimate, cycles_first: bool) -> tuple[Space, Verdict, float]:
+        """Where seconds are doubtful, both spaces must agree. Cycles are asked first, or the narrower interval.
 
-        Moved is said when cycles moved, and seconds by a relevant amount the same way; they need not be significant, as
-        the doubtful clock is what spreads them. Cycles alone are no proof: a kernel that waits for memory takes fewer
-        of them at a lower clock. Unchanged is said when one space shows it and the estimate of the other is irrelevant.
+        Moved is said when one moved and the estimate of the other is relevant the same way: when only the clock
+        changed, cycles of a kernel that computes stay, and so do seconds of a kernel that waits for memory. Unchanged
+        is said when one shows it and the estimate of the other is irrelevant.
+
+        Returns:
+            The space of the numbers, the verdict, and the p-value: two were asked, so the smaller counts twice.
         """
-        in_cycles = self.verdict(cycles)
-        if in_cycles in (Verdict.REGRESSED, Verdict.IMPROVED):
-            way = 1 if in_cycles is Verdict.REGRESSED else -1
-            return "cycles", in_cycles if way * seconds.effect >= self.limit else Verdict.INCONCLUSIVE
-        if in_cycles is Verdict.UNCHANGED and abs(seconds.effect) < self.limit:
-            return "cycles", Verdict.UNCHANGED
-        if self.verdict(seconds) is Verdict.UNCHANGED and abs(cycles.effect) < self.limit:
-            return "seconds", Verdict.UNCHANGED
-        return "cycles", Verdict.INCONCLUSIVE
+        p_value = min(1.0, 2 * min(seconds.p_value, cycles.p_value))
+        spaces: list[tuple[Space, Estimate, Estimate]] = [("cycles", cycles, seconds), ("seconds", seconds, cycles)]
+        if not cycles_first:
+            spaces.sort(key=lambda one: one[1].half_width(1 - self.policy.confidence))
+        for space, asked, other in spaces:
+            found = self.verdict(asked, times=2)
+            agrees = {
+                Verdict.REGRESSED: other.effect >= self.limit,
+                Verdict.IMPROVED: other.effect <= -self.limit,
+                Verdict.UNCHANGED: abs(other.effect) < self.limit,
+            }
+            if agrees.get(found):
+                return space, found, p_value
+        return spaces[0][0], Verdict.INCONCLUSIVE, p_value
 
 
-def _doubt(blocks: Sequence[Block], policy: Policy) -> str | None:
+def _doubt(blocks: Sequence[Block], policy: Policy) -> Doubt | None:
     """Why seconds cannot be trusted alone."""
     bursts = [burst for block in blocks for burst in (block.base, block.head)]
     capped = sum(burst.power_capped is True for burst in bursts)
     if capped > policy.power_capped_share * len(bursts):
-        return f"the power cap held in {capped} of {len(bursts)} bursts"
-    ratio = stats.clock_ratio(blocks)
-    if ratio is not None and abs(math.log(ratio)) > policy.clock_tolerance:
-        word = "above" if ratio > 1 else "below"
-        return f"head ran at a clock {100 * abs(ratio - 1):.2f} % {word} base's"
+        return Doubt.POWER_CAP
+    apart = stats.clock_difference(blocks)
+    if apart is not None and apart > policy.clock_tolerance:
+        return Doubt.CLOCKS
     return None

@@ -21,6 +21,8 @@ class Machine:
         process_noise: standard deviation of the log ratio of two processes of the same code.
         drift: log growth per burst. outliers: share of disturbed blocks, each by ten times the block noise.
         block_seconds: machine time of a block.
+        clock_noise: standard deviation of a burst's log clock; cycles are known where it is not zero.
+        capped: whether every burst is under the power cap.
     """
 
     seconds: float = 3.6e-3
@@ -29,6 +31,8 @@ class Machine:
     drift: float = 0.0
     outliers: float = 0.0
     block_seconds: float = 0.2
+    clock_noise: float = 0.0
+    capped: bool = False
 
 
 def take(machine: Machine, ratio: float, random_: random.Random) -> Callable[[], Block]:
@@ -40,6 +44,13 @@ def take(machine: Machine, ratio: float, random_: random.Random) -> Callable[[],
     truth = math.log(ratio) + random_.gauss(0, machine.process_noise)
     taken = 0
 
+    def burst(factor: float) -> Burst:
+        seconds = [machine.seconds * factor] * 3
+        if not machine.clock_noise:
+            return Burst(seconds)
+        clock = math.exp(random_.gauss(0, machine.clock_noise))
+        return Burst([s / clock for s in seconds], [1.7e9 * s for s in seconds], {}, machine.capped)
+
     def block() -> Block:
         nonlocal taken
         first, second = (math.exp(machine.drift * (2 * taken + i)) for i in (0, 1))
@@ -50,9 +61,7 @@ def take(machine: Machine, ratio: float, random_: random.Random) -> Callable[[],
         if random_.random() < machine.outliers:
             noise += random_.choice((-10, 10)) * machine.block_noise
         head *= math.exp(truth + noise)
-        return Block(
-            Burst([machine.seconds * base] * 3), Burst([machine.seconds * head] * 3), "AB" if in_order else "BA"
-        )
+        return Block(burst(base), burst(head), "AB" if in_order else "BA")
 
     return block
 

@@ -20,6 +20,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from judge.simulated import Machine, grid, take
@@ -110,6 +111,24 @@ def test_on_a_noisy_cpu_half_as_slow_again_is_found_and_equal_is_never_regressed
     equal = Rates(machine, 1.0, runs=50, cases=4, name="cpu")
     assert equal.share("unchanged", "inconclusive") == 1
     assert Rates(machine, 1.5, runs=50, cases=4, name="cpu").share("regressed") >= 0.95
+
+
+@pytest.mark.parametrize("clock_noise", [0.002, 0.004, 0.01])
+def test_clocks_that_go_up_and_down_hide_nothing_and_alarm_nobody(clock_noise: float) -> None:
+    machine = replace(OFTEN, clock_noise=clock_noise)
+    equal = Rates(machine, 1.0)
+    assert equal.share("regressed", "improved") == 0
+    assert equal.share("unchanged") >= 0.95
+    assert Rates(machine, 1.01).share("regressed") >= 0.95
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.04, 1.02), (1.0, 1.03)])
+def test_long_kernels_under_the_power_cap(seconds: float, found: float) -> None:
+    machine = Machine(seconds, 0.002, 0.002, block_seconds=1 + 4 * seconds, clock_noise=0.01, capped=True)
+    equal = Rates(machine, 1.0)
+    assert equal.share("regressed", "improved") == 0
+    assert equal.share("unchanged") >= 0.95
+    assert Rates(machine, found).share("regressed") >= 0.95
 
 
 def test_looking_often_raises_no_false_alarms() -> None:

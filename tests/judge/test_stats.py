@@ -90,8 +90,9 @@ def test_p_value_is_where_the_interval_reaches_one() -> None:
 def test_cycles_are_compared_in_the_same_way() -> None:
     blocks = blocks_of([0.05] * 8, cycles=True)
     assert stats.compare(blocks, 0.95, space="cycles").ratio == 1
-    assert stats.clock_ratio(blocks) == pytest.approx(math.exp(-0.05))
-    assert stats.clock_ratio(blocks_of([0.05] * 8)) is None
+    assert stats.clock_difference(blocks) == pytest.approx(math.expm1(0.05))
+    assert stats.clock_difference(blocks_of([0.05, -0.05] * 4, cycles=True)) == pytest.approx(math.expm1(0.05))
+    assert stats.clock_difference(blocks_of([0.05] * 8)) is None
 
 
 @pytest.mark.parametrize("blocks", [[], blocks_of([0.0, 0.0]), blocks_of([0.0] * 8)[::2]])
