@@ -216,6 +216,10 @@ def measure_group(
         found["error"] = f"{lost.kind}: {reason_of(lost.error)}"
         run.store.put(found)
         raise Restart(f"{found['implementation']} took the device down: {lost.error}") from lost
+    except Exception as error:  # nothing that one member did: what they share failed
+        outcomes = {}
+        for key in members:
+            records[key]["error"] = error_of(error)
     finally:
         run.journal.close()
     for key, outcome in outcomes.items():

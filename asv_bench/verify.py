@@ -105,11 +105,18 @@ class Unchanged:
         return changed
 
 
+_CHECKSUM_CHUNK = 1 << 26  # elements at a time: torch sums 16-bit integers in a 64-bit copy of all of them
+
+
 def _checksum(tensor: torch.Tensor) -> tuple[int, int]:
     """Sums of the elements' bits by row and by column, weighted by position: elements that trade places change it."""
     words = tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
-    rows, columns = words.sum(-1), words.flatten(0, -2).sum(0) if words.dim() > 1 else words
-    return _weighted(rows), _weighted(columns)
+    words = words.flatten(0, -2) if words.dim() > 1 else words.unsqueeze(0)
+    rows, columns = 0, torch.zeros(words.shape[1], dtype=torch.int64, device=words.device)
+    for number, chunk in enumerate(words.split(max(1, _CHECKSUM_CHUNK // max(1, words.shape[1])))):
+        rows ^= _weighted(chunk.sum(-1)) * (2 * number + 1)
+        columns += chunk.sum(0)
+    return rows, _weighted(columns)
 
 
 def _weighted(sums: torch.Tensor) -> int:
