@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asv_bench import record, sampling
+from asv_bench import record, sampling, schema
 from asv_bench.cases import Problem, dense_case, sparse_case
 from asv_bench.sampling import CPU_PROTOCOL, CUDA_PROTOCOL, SamplingProtocol
 from asv_bench.tables import Table
@@ -172,13 +172,23 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = schema.parse(path.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise ValueError(f"expected schema {SCHEMA}, got {document['schema']}")
         table(document)
+        measured_on(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise record.Unreadable(f"{path}: {error}") from error
+        raise record.Unreadable(f"{path}: {type(error).__name__}: {error}") from error
     return document
+
+
+def measured_on(document: dict[str, Any]) -> str:
+    """Hardware, torch, commit and number of processes, in a sentence."""
+    facts = document["facts"]
+    hardware = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
+    commit = document["commit"][:12] + (" with uncommitted changes" if document["dirty"] else "")
+    processes = len({row["process"] for row in document["rows"]})
+    return f"{processes} fresh processes on {hardware}; torch {facts['torch']}; commit {commit}."
 
 
 def spread(values: Sequence[float]) -> float | None:

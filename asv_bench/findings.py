@@ -266,8 +266,8 @@ def _heads(problem: Problem) -> str:
 
 
 def measurements_table(sweep: Sweep) -> Table:
-    """Every number with its interval."""
-    columns = "<op|s_q|s_kv|heads|d|topk|<kind|<implementation|<backend|ms|95 % interval|n|<clock"
+    """Every number with its interval, and SM cycles where they were read."""
+    columns = "<op|s_q|s_kv|heads|d|topk|<kind|<implementation|<backend|ms|95 % interval|Mcycles|n|<clock"
     columns += "|TFLOPS|roofline|peak|max error"
     return _table(sweep, "All measurements", columns.split("|"), _measurement_lines)
 
@@ -293,6 +293,7 @@ def _measurement_lines(sweep: Sweep) -> list[Line]:
             found["backend"] or "",
             milliseconds(found["seconds_median"]),
             interval,
+            digits(found["cycles_median"] and found["cycles_median"] / 1e6),
             f"{found['samples']}",
             {True: "power cap", False: "free", None: "unknown"}[found["power_capped"]],
             digits(found["tflops"]),

@@ -8,9 +8,11 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from asv_bench import findings, plots, provenance, record
+from asv_bench import agreement, findings, plots, provenance, record
 from asv_bench.findings import Sweep
 from asv_bench.plots import DARK, LIGHT, Plot, Theme
 from asv_bench.sentences import sentences
@@ -25,6 +27,19 @@ _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]*")
 
 class UnknownBlock(RuntimeError):
     """A marked block in a page that nothing can fill."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a marked block may be made of.
+
+    Args:
+        name: of its folder. sweep: its records, or None. agreement: the document of `agreement.read`, or None.
+    """
+
+    name: str
+    sweep: Sweep | None = None
+    agreement: dict[str, Any] | None = None
 
 
 def render(sweep: Sweep, draw: bool = True) -> dict[str, str | Plot]:
@@ -56,6 +71,16 @@ def read(folder: Path) -> Sweep:
     return Sweep(provenance.listed(machines) if machines else folder.name, records)
 
 
+def read_machine(folder: Path) -> Machine:
+    """What there is of a machine.
+
+    Raises:
+        record.Unreadable: when a file that is there cannot be read.
+    """
+    sweep = read(folder) if (folder / "sweep.json").exists() else None
+    return Machine(folder.name, sweep, agreement.read(folder) if (folder / agreement.FILE).exists() else None)
+
+
 def write(folder: Path) -> Sweep:
     """Makes a machine's rendered files again from its sweep.json.
 
@@ -79,14 +104,15 @@ def regenerate(root: Path = record.ROOT, sweeps: Path | None = None, check: bool
         record.Unreadable, UnknownBlock: when something cannot be made.
     """
     sweeps = sweeps or root / "asv_bench" / "sweeps"
-    machines: dict[str, Sweep] = {}
+    machines: dict[str, Machine] = {}
     outputs: dict[Path, str | Plot] = {}
-    for path in sorted(sweeps.glob("*/sweep.json")):
-        folder = path.parent
+    for folder in sorted(path for path in sweeps.glob("*") if path.is_dir()):
         if check and folder.name.startswith("local-"):
             continue
-        sweep = machines[folder.name] = read(folder)
-        outputs |= {folder / name: content for name, content in render(sweep, draw=not check).items()}
+        machine = machines[folder.name] = read_machine(folder)
+        if machine.sweep:
+            files = render(machine.sweep, draw=not check)
+            outputs |= {folder / name: content for name, content in files.items()}
     for page in _pages(root):
         outputs[page] = fill(page.read_text(encoding="utf-8"), machines, str(page))
     messages = [_message(path, content, root) for path, content in outputs.items() if _differs(path, content)]
@@ -95,12 +121,12 @@ def regenerate(root: Path = record.ROOT, sweeps: Path | None = None, check: bool
     return messages
 
 
-def fill(text: str, machines: dict[str, Sweep], where: str = "text") -> str:
+def fill(text: str, machines: Mapping[str, Machine], where: str = "text") -> str:
     """Fills the marked blocks of a page.
 
     Args:
         text: with blocks from `<!-- generated: NAME machine=MACHINE -->` to `<!-- /generated -->`, on their own lines.
-        machines: records by machine. where: the page's name, for messages.
+        machines: by name. where: the page's name, for messages.
     Raises:
         UnknownBlock: for a name that does not exist, or a block that does not end.
     """
@@ -111,34 +137,37 @@ def fill(text: str, machines: dict[str, Sweep], where: str = "text") -> str:
         name, machine = match["name"], match["machine"]
         if name not in BLOCKS:
             raise UnknownBlock(f"{where}: block expected one of {', '.join(BLOCKS)}, got {name}")
-        sweep = machines.get(machine)
-        body = BLOCKS[name](sweep) if sweep else f"No records of {machine} yet."
+        body = BLOCKS[name](machines.get(machine, Machine(machine)))
         return f"<!-- generated: {name} machine={machine} -->\n{body}\n<!-- /generated -->"
 
     return _BLOCK.sub(replace, text)
 
 
-def _block_table(make: Callable[[Sweep], Table]) -> Callable[[Sweep], str]:
-    return lambda sweep: make(sweep).markdown()
+def _of_sweep(make: Callable[[Sweep], str]) -> Callable[[Machine], str]:
+    return lambda machine: make(machine.sweep) if machine.sweep else f"No records of {machine.name} yet."
 
 
-def _block_findings(sweep: Sweep) -> str:
-    return "\n".join(f"- {sentence}" for _, sentence in sentences(sweep))
+def _table(make: Callable[[Sweep], Table]) -> Callable[[Machine], str]:
+    return _of_sweep(lambda sweep: make(sweep).markdown())
 
 
-def _block_where(sweep: Sweep) -> str:
-    return provenance.where(sweep.records)
+def _agreement(machine: Machine) -> str:
+    document = machine.agreement
+    if document is None:
+        return f"No agreement measured on {machine.name} yet."
+    return f"{agreement.table(document).markdown()}\n\n{agreement.measured_on(document)}"
 
 
 # What a marked block may hold.
-BLOCKS: dict[str, Callable[[Sweep], str]] = {
-    "summary": _block_table(findings.summary_table),
-    "complexity": _block_table(findings.complexity_table),
-    "ratios": _block_table(findings.ratios_table),
-    "measurements": _block_table(findings.measurements_table),
-    "failures": _block_table(findings.failures_table),
-    "findings": _block_findings,
-    "where": _block_where,
+BLOCKS: dict[str, Callable[[Machine], str]] = {
+    "summary": _table(findings.summary_table),
+    "complexity": _table(findings.complexity_table),
+    "ratios": _table(findings.ratios_table),
+    "measurements": _table(findings.measurements_table),
+    "failures": _table(findings.failures_table),
+    "findings": _of_sweep(lambda sweep: "\n".join(f"- {sentence}" for _, sentence in sentences(sweep))),
+    "where": _of_sweep(lambda sweep: provenance.where(sweep.records)),
+    "agreement": _agreement,
 }
 
 

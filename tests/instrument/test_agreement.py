@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asv_bench import __main__ as command
-from asv_bench import agreement, cases, record, sampling
+from asv_bench import agreement, cases, record, report, sampling
 
 
 def rows(*seconds: float, way: str = "single launches", kernel: int = 0) -> list[dict[str, Any]]:
@@ -98,3 +98,21 @@ def test_a_damaged_file_is_an_error_that_names_it(content: str, tmp_path: Path) 
     (tmp_path / agreement.FILE).write_text(content)
     with pytest.raises(record.Unreadable, match=r"agreement\.json"):
         agreement.read(tmp_path)
+
+
+def test_a_page_shows_the_agreement_of_a_machine(tmp_path: Path) -> None:
+    page = "<!-- generated: agreement machine=box -->\n<!-- /generated -->\n"
+    assert "No agreement measured on box yet." in report.fill(page, {"box": report.read_machine(tmp_path)})
+    document = {
+        "schema": 1,
+        "commit": "c" * 40,
+        "dirty": False,
+        "device": "cpu",
+        "facts": {"cpu": "Some CPU", "threads": 2, "torch": "2.13.0"},
+        "kernels": [{}],
+        "rows": rows(0.010, 0.012),
+    }
+    (tmp_path / agreement.FILE).write_text(json.dumps(document))
+    filled = report.fill(page, {"box": report.read_machine(tmp_path)})
+    assert "| single launches | 20.00 % | 0.50 |" in filled
+    assert "2 fresh processes on Some CPU, 2 threads; torch 2.13.0; commit cccccccccccc." in filled
