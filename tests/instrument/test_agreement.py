@@ -102,7 +102,7 @@ def test_a_damaged_file_is_an_error_that_names_it(content: str, tmp_path: Path) 
 
 def test_a_page_shows_the_agreement_of_a_machine(tmp_path: Path) -> None:
     page = "<!-- generated: agreement machine=box -->\n<!-- /generated -->\n"
-    assert "No agreement measured on box yet." in report.fill(page, {"box": report.read_machine(tmp_path)})
+    assert f"No agreement measured on {tmp_path.name} yet." in report.fill(page, {"box": report.read_machine(tmp_path)})
     document = {
         "schema": 1,
         "commit": "c" * 40,
