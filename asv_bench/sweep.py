@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -138,7 +139,7 @@ def _measure_and_save(run: Run, group: Sequence[Case], bar: tqdm[Any]) -> int:
     tried = [(problem, name) for problem, name in chosen if not _is_deadly(run, problem, name)]
 
     def show(key: Combination) -> None:
-        bar.set_postfix_str(f"{ids[key[0]]} {key[1]}", refresh=True)
+        bar.set_postfix_str(f"{ids[key[0]]} {key[1]}", refresh=sys.stderr.isatty())  # a log gets a line per group
 
     try:
         for found, bursts in measure_group(run, tried, show):
