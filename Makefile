@@ -158,10 +158,12 @@ pages:
 	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview, which names its port"
 	@echo "    (asv's page loads scripts from public CDNs: the browser needs the network)"
 
+SIDE_BY_SIDE = $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --dist loadgroup)
+
 test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests skip
 	@# Side by side, threads that outnumber the cores would wait for each other most of the time.
-	$(if $(filter-out 0,$(TEST_JOBS)),OMP_NUM_THREADS=$$(($$(nproc) / $(TEST_JOBS)))) FLASH_DSA_REQUIRE_GPU=$(GPU) \
-	    JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest -n $(TEST_JOBS) -m "not slow" --junitxml=build/junit.xml
+	$(if $(SIDE_BY_SIDE),OMP_NUM_THREADS=$$(($$(nproc) / $(TEST_JOBS)))) FLASH_DSA_REQUIRE_GPU=$(GPU) \
+	    JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow" --junitxml=build/junit.xml
 
 test-all: check test all-targets ## and all targets compiled, and the slow tests
 	$(PY) -m pytest -m slow

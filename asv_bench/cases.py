@@ -228,6 +228,21 @@ _SETS: dict[str, tuple[Case, ...]] = {
         sparse_case(4096, 4096, 2048, indices="causal_prompt"),
         sparse_case(4096, 4096, 2048, indices="causal_prompt", features="topk_length"),
     ),
+    # What a pull request is judged on, within a minute of machine time: both ops, short and long, few and many heads.
+    "pull-request-cuda": (
+        *(sparse_case(4096, s, k) for s in (8192, 65536) for k in (512, 1024, 2048)),
+        sparse_case(64, 65536, 512),
+        sparse_case(4096, 65536, 2048, h_q=16),
+        dense_case(4096, 4096, 128, 128, 192, 128, causal=True),
+        dense_case(8192, 8192, 128, 128, 128, 128, causal=True),
+        dense_case(1024, 8192, 128, 1, 576, 512),
+        dense_case(512, 4096, 128, 128, 576, 512),
+    ),
+    "pull-request-cpu": (
+        *(sparse_case(128, s, k, h_q=16) for s in (1024, 8192) for k in (128, 256)),
+        dense_case(128, 1024, 16, 16, 192, 128, causal=True),
+        dense_case(64, 1024, 16, 1, 576, 512),
+    ),
     # One small case of each kind, for tests and for trying a kernel.
     "tiny": (
         sparse_case(8, 64, 16, h_q=4),

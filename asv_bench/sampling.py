@@ -302,6 +302,11 @@ class Subject:
         result.plan = plan(self.protocol, seconds)
         return seconds
 
+    @property
+    def last_conditions(self) -> Conditions | None:
+        """What the device was like in the last burst, where that is known."""
+        return self._seen[-1] if self._seen else None
+
     def burst(self) -> list[Launch]:
         """Rests, then launches one burst and adds it to the samples."""
         assert self.samples.plan is not None

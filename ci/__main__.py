@@ -1,4 +1,4 @@
-"""`python -m ci report`."""
+"""`python -m ci report | pr`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ci import docs, policy, report, results, verdict
+from ci import docs, policy, pull_request, report, results, verdict
 
 
 class UsageError(Exception):
@@ -23,8 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return _report(options)
-    except (UsageError, results.Unreadable, policy.PolicyError, docs.UnknownBlock, OSError) as error:
+        return _report(options) if options.command == "report" else _pr(options)
+    except (
+        UsageError,
+        pull_request.CheckError,
+        results.Unreadable,
+        policy.PolicyError,
+        docs.UnknownBlock,
+        OSError,
+    ) as error:
         print(f"ci {options.command}: {error}", file=sys.stderr)
         return verdict.USAGE
 
@@ -43,7 +50,25 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, help="where to write the markdown (default: print it)")
     report.add_argument("--docs", action="store_true", help="write docs/judging.md again from the policy")
     report.add_argument("--check", action="store_true", help="with --docs: write nothing; exit 1 with a diff")
+    pr = commands.add_parser("pr", help="measure two commits in turns and judge the second")
+    pr.add_argument("--base", required=True, help="revision to compare with")
+    pr.add_argument(
+        "--head", default="HEAD", help="revision to judge (default: HEAD); what is not committed is left out"
+    )
+    pr.add_argument("--output", type=Path, help="folder (default: build/pr-check/<base>-<head>)")
+    pr.add_argument("--measure-same-code", action="store_true", help="also where both builds hold the same code")
+    pr.add_argument("--swap", action="store_true", help="give each side the other's build: ratios must invert")
     return parser
+
+
+def _pr(options: argparse.Namespace) -> int:
+    asked = pull_request.Options(
+        Path.cwd(), options.base, options.head, options.output, options.measure_same_code, options.swap
+    )
+    verdicts = pull_request.run(asked, policy.load())
+    output = options.output or Path("build/pr-check") / f"{verdicts.base[:12]}-{verdicts.head[:12]}"
+    print(f"\n{report.headline(verdicts)}\n\nReport: {output / 'report.md'}")
+    return verdict.exit_code(verdicts.verdict)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -1,0 +1,87 @@
+"""A case of the build at hand, measured for as long as somebody asks for another burst."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asv_bench import implementations, sampling, telemetry, verify
+from asv_bench.cases import Problem
+from asv_bench.clocks import Clock
+from asv_bench.errors import WrongAnswer
+from asv_bench.group import free
+from asv_bench.inputs import alter, make
+
+
+class LiveCase:
+    """flash_dsa on a problem: tried, its inputs altered, warmed up; then a burst per call.
+
+    Args:
+        problem: what to measure. device: `cpu` or `cuda`. protocol, clock: how time is taken. seed: of inputs and of
+            the rows that are checked.
+    Raises:
+        WrongAnswer: when a launch changes its inputs. Exception: whatever the build raises.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: str,
+        protocol: sampling.SamplingProtocol,
+        clock: Clock,
+        seed: int = 0,
+    ) -> None:
+        import torch
+
+        self.problem, self.device = problem, torch.device(device)
+        self._inputs = make(problem, seed, self.device)
+        unchanged = verify.Unchanged(self._inputs)
+        ours = implementations.get("flash_dsa")
+        ours.bind(problem, self._inputs).call()
+        clock.wait()
+        if broken := unchanged.broken():
+            raise WrongAnswer(f"changed its input {', '.join(broken)}")
+        alter(self._inputs)
+        self._check = verify.Check(problem, self._inputs, seed)
+        self._unchanged = verify.Unchanged(self._inputs)
+        self._bound = ours.bind(problem, self._inputs)
+        self.backend = self._bound.backend
+        conditions = telemetry.Gpu(self.device.index or 0).conditions if self.device.type == "cuda" else None
+        self._subject = sampling.Subject(
+            "flash_dsa", self._bound.call, protocol, clock, self._poison, conditions=conditions
+        )
+        self.seconds = self._subject.warm_up()
+
+    def adapt(self, seconds: float) -> None:
+        """Plans bursts for launches of this length: both sides of a comparison take the same."""
+        self._subject.samples.plan = sampling.plan(self._subject.protocol, seconds)
+
+    def burst(self) -> dict[str, Any]:
+        """Takes one burst.
+
+        Returns:
+            `seconds` and `cycles` (or None) of the kept samples, `discarded` by reason, `power_capped` (or None).
+        """
+        launches = self._subject.burst()
+        kept = [launch for launch in launches if launch.reason in (None, "starved")]
+        cycles = [launch.cycles for launch in kept if launch.cycles is not None]
+        reasons = [launch.reason for launch in launches if launch not in kept]
+        seen = self._subject.last_conditions
+        return {
+            "seconds": [launch.seconds for launch in kept],
+            "cycles": cycles if cycles and len(cycles) == len(kept) else None,
+            "discarded": {str(reason): reasons.count(reason) for reason in set(reasons)},
+            "power_capped": seen.power_capped if seen else None,
+        }
+
+    def error(self) -> str | None:
+        """Why what was timed is no right answer, or None; frees the outputs."""
+        output, self._subject.samples.output = self._subject.samples.output, None
+        if broken := self._unchanged.broken():
+            return f"input {', '.join(broken)} changed while it was timed"
+        found = self._check.verdict(self._bound, output).error
+        del output
+        free(self.device)
+        return found
+
+    def _poison(self, output: Any) -> None:
+        verify.poison(output, self._inputs)

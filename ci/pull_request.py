@@ -1,0 +1,368 @@
+"""The pull-request check: both commits built in clean trees, two live processes measured in turns, one verdict.
+
+Head's suite and protocol measure both builds. Nothing of the working tree is read or written but `build/pr-check/`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ci import codegen, report, results
+from ci.baton import Baton, Message, Side, SideEnded
+from ci.policy import Policy
+from ci.stats import Block, Burst
+from ci.verdict import Evidence, Reason, Step, judge, next_step
+
+SIDES = ("base", "head")
+START_SECONDS = 300.0  # to import torch on a cold disk
+READY_SECONDS = 300.0  # to make inputs and the reference of the largest case
+BURST_SECONDS = 120.0
+SUITE = ("asv_bench", "ci", "tests", "pyproject.toml")  # of head; without flash_dsa, which would hide the built one
+
+
+class CheckError(RuntimeError):
+    """The check itself cannot be made; exit code 3."""
+
+
+@dataclass
+class Checked:
+    """One side of a check.
+
+    Args:
+        name: `base` or `head`. commit: its full hash. folder: of its tree, build and log.
+        failure: why it has no build, or None.
+    """
+
+    name: str
+    commit: str
+    folder: Path
+    failure: str | None = None
+    hello: Message = field(default_factory=dict)
+    benchmarks: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def site(self) -> Path:
+        """Where its package is installed."""
+        return self.folder / "site"
+
+    @property
+    def log(self) -> Path:
+        """Output of its build and its process."""
+        return self.folder / "log.txt"
+
+    @property
+    def fingerprint(self) -> codegen.Fingerprint | None:
+        """What its build noted of its code, or None."""
+        try:
+            found = json.loads((self.site / "flash_dsa" / "_fingerprint.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to check.
+
+    Args:
+        root: of the repository. base, head: revisions. output: folder; by default build/pr-check/<base>-<head>.
+        measure_same_code: whether cases whose code is the same on both sides are measured all the same.
+        swap: whether each side runs the other's build: a test of the check itself, whose ratios must invert.
+    """
+
+    root: Path
+    base: str
+    head: str = "HEAD"
+    output: Path | None = None
+    measure_same_code: bool = False
+    swap: bool = False
+
+
+def run(options: Options, policy: Policy) -> results.Verdicts:
+    """Checks head against base and writes report.md, verdicts.json, base.json and head.json.
+
+    Raises:
+        CheckError: when the revisions are none, or this is no repository.
+    """
+    commits = {"base": _commit(options.root, options.base), "head": _commit(options.root, options.head)}
+    named = f"{commits['base'][:12]}-{commits['head'][:12]}"
+    output = options.output or options.root / "build" / "pr-check" / named
+    output.mkdir(parents=True, exist_ok=True)
+    sides = {name: Checked(name, commits[name], output / name) for name in SIDES}
+    with _alone(output / "lock", f"another check of {named} is running"):
+        for side in sides.values():
+            _build(options.root, side)
+        suite = _suite(options.root, commits["head"], output / "suite")
+        if not any(side.failure for side in sides.values()):
+            if options.swap:
+                sides["base"].folder, sides["head"].folder = sides["head"].folder, sides["base"].folder
+            device = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
+            lock = Path(tempfile.gettempdir()) / f"flash-dsa-check-{device}.lock"
+            with _alone(lock, "another check uses this machine"):
+                _measure(sides, suite, output, policy, options)
+        return _conclude(sides, output, options, policy)
+
+
+def _commit(root: Path, revision: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise CheckError(f"revision: expected a commit of {root}, got {revision!r}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def _alone(path: Path, message: str) -> Iterator[None]:
+    """Holds a lock, and says so when it has to wait for it."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{message}: waiting for it to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _export(root: Path, commit: str, folder: Path, names: tuple[str, ...] = ()) -> None:
+    """The files of a commit, without touching the working tree, the index or git's list of worktrees."""
+    there = subprocess.run(
+        ["git", "-C", str(root), "ls-tree", "--name-only", commit, *names], capture_output=True, text=True, check=True
+    ).stdout.split()
+    archive = subprocess.run(
+        ["git", "-C", str(root), "archive", commit, "--", *(there if names else ())], capture_output=True, check=True
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+
+
+def _build(root: Path, side: Checked) -> None:
+    """Builds a side once; a killed build is begun anew. What fails is a failure of the side."""
+    done = side.folder / "built"
+    if done.exists():
+        return
+    side.folder.mkdir(exist_ok=True)
+    source = side.folder / "source"
+    _export(root, side.commit, source)
+    shutil.rmtree(side.site, ignore_errors=True)
+    print(f"building {side.name} {side.commit[:12]}", flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-build-isolation"]
+    command += ["--no-deps", "--target", str(side.site), str(source)]
+    environment = {**os.environ, "FLASH_DSA_COMMIT": side.commit}
+    environment.setdefault("FLASH_DSA_TARGETS", "native")
+    with side.log.open("wb") as log:
+        status = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+    if status:
+        side.failure = _tail(side.log)
+        return
+    done.touch()
+
+
+def _suite(root: Path, commit: str, folder: Path) -> Path:
+    _export(root, commit, folder, SUITE)
+    return folder
+
+
+def suite_hash(root: Path, commit: str) -> str:
+    """Of what measures and judges at a commit: its trees asv_bench/ (without results), ci/ and tests/benchmarks/."""
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-tree", "-r", commit, "--", "asv_bench", "ci", "tests/benchmarks"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    code = [line for line in listed if not line.split("\t")[1].startswith(("asv_bench/results/", "asv_bench/sweeps/"))]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]
+
+
+def _start(side: Checked, suite: Path, socket: Path, cases: tuple[str, ...]) -> Side:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(side.site),
+        "FLASH_DSA_BATON": str(socket),
+        "FLASH_DSA_SIDE": side.name,
+        "FLASH_DSA_CASES": ",".join(cases),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/benchmarks"]
+    log = side.log.open("ab")
+    process = subprocess.Popen(
+        command, cwd=suite, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    log.close()
+    return Side(side.name, process)
+
+
+def _measure(sides: Mapping[str, Checked], suite: Path, output: Path, policy: Policy, options: Options) -> None:
+    """Runs both processes through the grid; after a crash, new ones through what is left of it."""
+    left: tuple[str, ...] | None = None
+    while left is None or left:
+        # Short whatever the output's path: the system limits a socket's name.
+        with tempfile.TemporaryDirectory(prefix="flash-dsa-") as folder, Baton(Path(folder) / "baton") as baton:
+            live = {name: _start(side, suite, baton.path, left or ()) for name, side in sides.items()}
+            try:
+                baton.greet(list(live.values()), START_SECONDS)
+                for name, side in sides.items():
+                    _introduce(side, live[name])
+                grid = tuple(sides["head"].hello["cases"])
+                left = _go_through(sides, live, left or grid, policy, options)
+            except SideEnded as ended:
+                if left is None:
+                    raise CheckError(f"{ended}\n{_tail(sides[ended.side].log)}") from ended
+                raise
+            finally:
+                for process in live.values():
+                    process.end()
+
+
+def _introduce(side: Checked, live: Side) -> None:
+    """Holds a process to its side's build."""
+    package = (side.site / "flash_dsa").resolve()
+    library = hashlib.sha256((package / "libflash_dsa.so").read_bytes()).hexdigest()
+    found = live.hello["build"]
+    if found != {"folder": str(package), "library": library}:
+        raise CheckError(f"{side.name} runs another build: expected {package}, got {found['folder']}")
+    side.hello = side.hello or live.hello
+
+
+def _go_through(
+    sides: Mapping[str, Checked],
+    live: Mapping[str, Side],
+    cases: tuple[str, ...],
+    policy: Policy,
+    options: Options,
+) -> tuple[str, ...]:
+    """Measures case after case.
+
+    Returns:
+        The cases that are left after one whose process ended; none when all is done.
+    """
+    for number, case in enumerate(cases):
+        try:
+            _one_case(case, sides, live, len(cases), policy)
+        except SideEnded as ended:
+            side = sides[ended.side]
+            side.failures[case] = {"reason": Reason.CRASH.value, "detail": f"{ended.reason}; {_tail(side.log, 300)}"}
+            for checked in sides.values():
+                checked.benchmarks.pop(case, None)
+            return cases[number + 1 :]
+    return ()
+
+
+def _one_case(case: str, sides: Mapping[str, Checked], live: Mapping[str, Side], cases: int, policy: Policy) -> None:
+    answers = {name: live[name].receive(READY_SECONDS) for name in SIDES}
+    for name, answer in answers.items():
+        if answer.get("case") != case:
+            raise SideEnded(name, f"expected case {case}, got {answer.get('case')}")
+        if answer["event"] == "failed" and not answer.get("absent"):
+            sides[name].failures[case] = {"reason": answer["reason"], "detail": answer["detail"]}
+    ready = [name for name in SIDES if answers[name]["event"] == "ready"]
+    blocks: list[Block] = []
+    if len(ready) == len(SIDES):
+        seconds = max(answers[name]["seconds"] for name in SIDES)
+        for name in SIDES:
+            live[name].send("adapt", seconds=seconds)
+        blocks = _blocks(case, sides["head"].hello["device"], live, cases, policy)
+    for name in ready:
+        live[name].send("done")
+        verdict = live[name].receive(READY_SECONDS)
+        _note(sides[name], case, verdict)
+    ratios = [block.log_ratio() for block in blocks]
+    print(f"{case}: {len(ratios)} blocks" if blocks else f"{case}: not compared", flush=True)
+
+
+def _blocks(case: str, device: str, live: Mapping[str, Side], cases: int, policy: Policy) -> list[Block]:
+    """ABBA until the judge has seen enough."""
+    blocks: list[Block] = []
+    spent = time.monotonic()
+    while True:
+        order = ("AB", "BA")[len(blocks) % 2]
+        found: dict[str, Burst] = {}
+        for name in SIDES if order == "AB" else SIDES[::-1]:
+            live[name].send("burst", block=len(blocks), order=order)
+            message = live[name].receive(BURST_SECONDS)
+            if message["event"] != "burst":
+                raise SideEnded(name, f"expected a burst, got {message['event']}: {message.get('detail', '')}")
+            found[name] = Burst(message["seconds"], message["cycles"], message["discarded"], message["power_capped"])
+        blocks.append(Block(found["base"], found["head"], "AB" if order == "AB" else "BA"))
+        evidence = Evidence(case, device, tuple(blocks))
+        if next_step(evidence, policy, time.monotonic() - spent, cases) is not Step.GO_ON:
+            return blocks
+
+
+def _note(side: Checked, case: str, verdict: Message) -> None:
+    if verdict["event"] == "failed":
+        side.failures[case] = {"reason": verdict["reason"], "detail": verdict["detail"]}
+    elif verdict["error"]:
+        side.failures[case] = {"reason": Reason.WRONG_ANSWER.value, "detail": verdict["error"]}
+    elif verdict["benchmark"]:
+        side.benchmarks[case] = verdict["benchmark"]
+
+
+def _conclude(sides: Mapping[str, Checked], output: Path, options: Options, policy: Policy) -> results.Verdicts:
+    hashes = {name: suite_hash(options.root, side.commit) for name, side in sides.items()}
+    known = next((side.hello for side in sides.values() if side.hello), {})
+    for name, side in sides.items():
+        if side.failure:
+            side.failures["build"] = {"reason": Reason.BUILD.value, "detail": side.failure}
+        results.write_atomically(output / f"{name}.json", json.dumps(_document(side, hashes[name], known), indent=1))
+    runs = {name: results.read_run(output / f"{name}.json") for name in SIDES}
+    evidence = results.evidence_of(runs["base"], runs["head"])
+    verdicts = results.Verdicts(
+        sides["base"].commit,
+        sides["head"].commit,
+        str(known.get("environment", {}).get("gpu") or known.get("environment", {}).get("cpu") or "unknown"),
+        str(known.get("protocol", "none")),
+        tuple(judge(evidence, policy)),
+    )
+    results.write_verdicts(output / "verdicts.json", verdicts)
+    text = report.render(report.Report(verdicts, runs["base"], runs["head"], policy))
+    results.write_atomically(output / "report.md", text)
+    return verdicts
+
+
+def _document(side: Checked, suite: str, known: Message) -> dict[str, Any]:
+    """pytest-benchmark's schema, with what the judge needs beside it."""
+    hello = side.hello or known
+    facts = {
+        "commit": side.commit,
+        "machine": str(hello.get("environment", {}).get("host", "unknown")),
+        "protocol": str(hello.get("protocol", "none")),
+        "suite": suite,
+        "environment": hello.get("environment", {}),
+        "fingerprint": side.fingerprint,
+    }
+    return {
+        "machine_info": {**hello.get("machine_info", {}), "flash_dsa": facts},
+        "commit_info": {"id": side.commit, "dirty": False},
+        "benchmarks": list(side.benchmarks.values()),
+        "failures": side.failures,
+        "datetime": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "version": hello.get("version", ""),
+    }
+
+
+def _tail(log: Path, most: int = 2000) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")[-most:].strip()
+    except OSError as error:
+        return str(error)
