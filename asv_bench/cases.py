@@ -270,8 +270,8 @@ def cases_of(name: str) -> tuple[Case, ...]:
 
 
 def all_cases() -> tuple[Case, ...]:
-    """Every case of every set."""
-    return tuple(case for cases in _SETS.values() for case in cases)
+    """Every case of every set, once."""
+    return tuple(dict.fromkeys(case for cases in _SETS.values() for case in cases))
 
 
 def find(ids: Iterable[str]) -> tuple[Case, ...]:

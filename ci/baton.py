@@ -172,10 +172,17 @@ class Baton:
 
     def _accept(self, waiting: dict[str, Side]) -> None:
         connection, _ = self._listener.accept()
-        stranger = Side("a stranger", next(iter(waiting.values())).process, _connection=connection)
-        hello = stranger.receive(60)
+        connection.settimeout(10)
+        pending = b""
+        with contextlib.suppress(OSError):
+            while b"\n" not in pending and (more := connection.recv(1 << 16)):
+                pending += more
+        line, _, pending = pending.partition(b"\n")
+        hello = {}
+        with contextlib.suppress(ValueError):
+            hello = dict(json.loads(line))
         side = waiting.pop(str(hello.get("side")), None)
         if side is None:
-            connection.close()  # nobody that was started
+            connection.close()  # nobody that was started, or one that ended in its first words: its process shows it
             return
-        side.hello, side._connection, side._pending = hello, connection, stranger._pending
+        side.hello, side._connection, side._pending = hello, connection, pending

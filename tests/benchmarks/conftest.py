@@ -63,7 +63,7 @@ def judge(request: pytest.FixtureRequest) -> Iterator[relay.Relay | None]:
         device=DEVICE,
         protocol=sampling.for_device(DEVICE)[0].label,
         environment={name: value for name, value in facts.items() if isinstance(value, (str, int, float))},
-        machine_info=session.machine_info,
+        machine_info=session.get_machine_info(),
         version=pytest_benchmark.__version__,
         cases={case.id: {**case.problem.fields} for case in chosen()},
         target=flash_dsa.target_of(DEVICE),
