@@ -310,6 +310,8 @@ def _blocks(case: str, device: str, live: Mapping[str, Side], cases: int, policy
 
 
 def _note(side: Checked, case: str, verdict: Message) -> None:
+    if verdict["event"] not in ("failed", "verdict"):
+        raise SideEnded(side.name, f"expected a verdict of {case}, got {verdict['event']}")
     if verdict["event"] == "failed":
         side.failures[case] = {"reason": verdict["reason"], "detail": verdict["detail"]}
     elif verdict["error"]:

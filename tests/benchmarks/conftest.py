@@ -120,8 +120,8 @@ class Live:
         except Exception as error:
             self._give_up(case, error)
             raise
+        entry = stats.as_dict(include_data=True) | {"params": {"case": case.id}} if stats else None
         if self._judge:
-            entry = stats.as_dict(include_data=True) if stats else None
             self._judge.say("verdict", case=case.id, error=wrong, benchmark=entry)
         assert wrong is None, wrong
 
