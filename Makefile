@@ -8,6 +8,7 @@
 #   ASV_OPTIONS=...      more arguments for its asv run, such as --bench Smoke
 #   TEST_JOBS=8          tests side by side, 0 for none (default: 8 where there are as many cores)
 #   GPU=1                `make test` fails on any GPU test that is skipped
+#   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
 PYTHON  ?= python3
@@ -58,7 +59,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check pr-check publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -145,6 +146,10 @@ asv-run:
 sparse-page:
 	@page="sparse_prefill.SparsePrefill$$(grep -q '"gpu": "' $(SIDECAR) || echo Smoke).track_seconds"; \
 	echo "    sparse prefill by context length: http://127.0.0.1:8080/#$$page?machine=$(MACHINE)&x-axis=s_kv"
+
+pr-check: env ## judge HEAD against BASE=rev: both built and measured in turns, with a report
+	@test -n "$(BASE)" || { echo "make pr-check: BASE expected a revision, as in make pr-check BASE=main"; exit 3; }
+	@$(PY) -m ci pr --base "$(BASE)" $(PR_OPTIONS)
 
 # What asv knows of the suites; tracked, so it is written anew when they change.
 asv_bench/results/benchmarks.json: env FORCE
