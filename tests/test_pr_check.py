@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,6 @@ class Clone:
         self.run("git", *identity, "commit", "-q", "--allow-empty", "-am", message)
 
     def check(self, base: str, expect: tuple[int, ...]) -> results.Verdicts:
-        import sys
-
         done = subprocess.run(
             [sys.executable, "-m", "ci", "pr", "--base", base],
             cwd=self.root,
@@ -47,16 +46,24 @@ class Clone:
         return results.read_verdicts(newest / "verdicts.json")
 
 
-def slower(source: str, call: str) -> str:
-    """The source with `call` followed by a wait of half its time."""
-    assert call in source
-    spin = (
-        "  const auto begun = std::chrono::steady_clock::now();\n"
-        f"{call}"
-        "  const auto spent = std::chrono::steady_clock::now() - begun;\n"
-        "  while (std::chrono::steady_clock::now() - begun < spent * 3 / 2) {\n  }\n"
-    )
-    return "#include <chrono>\n" + source.replace(call, spin)
+HEADER = "void for_each_tile(int64_t tiles, const std::function<void(int64_t, int64_t, CpuScratch&)>& body)"
+PLANTED = """
+%s {
+  const auto begun = std::chrono::steady_clock::now();
+  for_each_tile_of_before(tiles, body);
+  const auto spent = std::chrono::steady_clock::now() - begun;
+  while (std::chrono::steady_clock::now() - begun < spent * 3 / 2) {
+  }
+}
+"""
+
+
+def slower(source: str) -> str:
+    """The driver of the cpu kernels, followed by a wait of half its time."""
+    assert HEADER in source
+    source = source.replace(HEADER, HEADER.replace("for_each_tile", "for_each_tile_of_before"))
+    end = source.rindex("}  // namespace flash_dsa")
+    return "#include <chrono>\n" + source[:end] + PLANTED % HEADER + source[end:]
 
 
 def test_a_planted_slowdown_is_found_and_an_unchanged_pair_is_quiet(tmp_path: Path) -> None:
@@ -64,10 +71,8 @@ def test_a_planted_slowdown_is_found_and_an_unchanged_pair_is_quiet(tmp_path: Pa
     clone.commit("nothing changed")
     quiet = clone.check("HEAD~1", expect=(0, 2))
     assert {case.verdict for case in quiet.cases} <= {Verdict.UNCHANGED, Verdict.INCONCLUSIVE} and quiet.cases
-    for op in ("sparse_fwd", "dense_fwd"):
-        path = clone.root / "kernels" / op / "cpu.cpp"
-        (call,) = (line + "\n" for line in path.read_text().splitlines() if line.startswith("  for_each_tile("))
-        path.write_text(slower(path.read_text(), call))
+    driver = clone.root / "kernels" / "cpu.cpp"
+    driver.write_text(slower(driver.read_text()))
     clone.commit("half as fast again")
     found = clone.check("HEAD~1", expect=(1,))
     assert found.verdict is Verdict.REGRESSED
