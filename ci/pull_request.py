@@ -258,7 +258,7 @@ def _go_through(
     """
     for number, case in enumerate(cases):
         try:
-            _one_case(case, sides, live, len(cases), policy)
+            _one_case(case, sides, live, len(cases), policy, options)
         except SideEnded as ended:
             side = sides[ended.side]
             side.failures[case] = {"reason": Reason.CRASH.value, "detail": f"{ended.reason}; {_tail(side.log, 300)}"}
@@ -268,7 +268,9 @@ def _go_through(
     return ()
 
 
-def _one_case(case: str, sides: Mapping[str, Checked], live: Mapping[str, Side], cases: int, policy: Policy) -> None:
+def _one_case(
+    case: str, sides: Mapping[str, Checked], live: Mapping[str, Side], cases: int, policy: Policy, options: Options
+) -> None:
     answers = {name: live[name].receive(READY_SECONDS) for name in SIDES}
     for name, answer in answers.items():
         if answer.get("case") != case:
@@ -277,7 +279,12 @@ def _one_case(case: str, sides: Mapping[str, Checked], live: Mapping[str, Side],
             sides[name].failures[case] = {"reason": answer["reason"], "detail": answer["detail"]}
     ready = [name for name in SIDES if answers[name]["event"] == "ready"]
     blocks: list[Block] = []
-    if len(ready) == len(SIDES):
+    targets = {answers[name].get("backend") for name in ready}
+    op = sides["head"].hello["cases"][case].get("op")
+    same = len(targets) == 1 and codegen.same_code(
+        sides["base"].fingerprint, sides["head"].fingerprint, targets.pop(), op
+    )
+    if len(ready) == len(SIDES) and (options.measure_same_code or not same):
         seconds = max(answers[name]["seconds"] for name in SIDES)
         for name in SIDES:
             live[name].send("adapt", seconds=seconds)
@@ -286,8 +293,8 @@ def _one_case(case: str, sides: Mapping[str, Checked], live: Mapping[str, Side],
         live[name].send("done")
         verdict = live[name].receive(READY_SECONDS)
         _note(sides[name], case, verdict)
-    ratios = [block.log_ratio() for block in blocks]
-    print(f"{case}: {len(ratios)} blocks" if blocks else f"{case}: not compared", flush=True)
+    done = f"{len(blocks)} blocks" if blocks else "the same code" if same else "not compared"
+    print(f"{case}: {done}", flush=True)
 
 
 def _blocks(case: str, device: str, live: Mapping[str, Side], cases: int, policy: Policy) -> list[Block]:
@@ -316,7 +323,7 @@ def _note(side: Checked, case: str, verdict: Message) -> None:
         side.failures[case] = {"reason": verdict["reason"], "detail": verdict["detail"]}
     elif verdict["error"]:
         side.failures[case] = {"reason": Reason.WRONG_ANSWER.value, "detail": verdict["error"]}
-    elif verdict["benchmark"]:
+    else:
         side.benchmarks[case] = verdict["benchmark"]
 
 

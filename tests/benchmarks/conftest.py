@@ -120,7 +120,7 @@ class Live:
         except Exception as error:
             self._give_up(case, error)
             raise
-        entry = stats.as_dict(include_data=True) | {"params": {"case": case.id}} if stats else None
+        entry = stats.as_dict(include_data=True, stats=bool(stats)) | {"params": {"case": case.id}}
         if self._judge:
             self._judge.say("verdict", case=case.id, error=wrong, benchmark=entry)
         assert wrong is None, wrong

@@ -26,7 +26,8 @@ def main() -> None:
     def say(event: str, **content: Any) -> None:
         link.sendall(json.dumps({"event": event, **content}).encode() + b"\n")
 
-    cases = os.environ["FLASH_DSA_CASES"].split(",") if os.environ["FLASH_DSA_CASES"] else script["cases"]
+    names = os.environ["FLASH_DSA_CASES"].split(",") if os.environ["FLASH_DSA_CASES"] else script["cases"]
+    cases = {name: {"op": "sparse_fwd", "s_kv": 1024, "topk": 64} for name in names}
     environment = {"cpu": "Invented", "host": "box"}
     say("hello", side=side, build=script["build"], device="cpu", protocol="p-v1", environment=environment, cases=cases)
     for case in cases:
@@ -34,7 +35,7 @@ def main() -> None:
             absent = case == script.get("absent_in")
             say("failed", case=case, reason="wrong_answer", detail="all NaN", absent=absent)
             continue
-        say("ready", case=case, seconds=script["seconds"])
+        say("ready", case=case, seconds=script["seconds"], backend="cpu")
         bursts = []
         while (order := json.loads(lines.readline()))["do"] != "done":
             if order["do"] == "adapt":
@@ -50,8 +51,7 @@ def main() -> None:
                 log.write(f"{case} {order['block']} {side}\n")
             say("burst", case=case, **burst)
         wrong = "out: 3 NaN" if case == script.get("wrong_in") else None
-        problem = {"op": "sparse_fwd", "s_kv": 1024, "topk": 64}
-        extra = {"case": case, "problem": problem, "device": "cpu", "backend": "cpu", "bursts": bursts}
+        extra = {"case": case, "problem": cases[case], "device": "cpu", "backend": "cpu", "bursts": bursts}
         say("verdict", case=case, error=wrong, benchmark={"name": case, "extra_info": extra, "stats": {}})
     say("bye")
 

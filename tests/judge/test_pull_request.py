@@ -31,6 +31,7 @@ class Repository:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
         self.log = root / "log"
+        self.fingerprint: dict[str, Any] | None = None
         self.scripts: dict[str, dict[str, Any]] = {
             name: {"seconds": 0.004, "cases": CASES} for name in ("base", "head")
         }
@@ -55,6 +56,8 @@ class Repository:
         package = side.site / "flash_dsa"
         package.mkdir(parents=True, exist_ok=True)
         (package / "libflash_dsa.so").write_text(side.name)
+        if self.fingerprint:
+            (package / "_fingerprint.json").write_text(json.dumps(self.fingerprint))
 
     def start(self, side: Checked, suite: Path, socket: Path, cases: tuple[str, ...]) -> Side:
         package = (side.site / "flash_dsa").resolve()
@@ -117,6 +120,17 @@ def test_a_slower_head_is_a_regression_and_swapped_builds_invert_it(repository: 
     assert "slower" in (repository.output / "report.md").read_text()
     swapped = repository.check(swap=True)
     assert swapped.verdict is Verdict.IMPROVED and all(0.48 < (case.ratio or 0) < 0.53 for case in swapped.cases)
+
+
+def test_the_same_code_needs_no_measurement_unless_asked(repository: Repository) -> None:
+    kernels = {"cpu/sparse": {"op": "sparse_fwd", "sass": "a" * 8, "registers": None, "spill_bytes": None}}
+    repository.fingerprint = {"host": "h", "kernels": kernels}
+    found = repository.check()
+    assert verdicts_of(found) == dict.fromkeys(CASES, "unchanged") and all(case.same_code for case in found.cases)
+    assert not repository.log.exists()
+    assert all(case.ratio for case in repository.check(measure_same_code=True).cases)
+    repository.scripts["head"]["wrong_in"] = "one"  # the same code, and still no answer is believed
+    assert verdicts_of(repository.check())["one"] == "failed"
 
 
 def test_a_crash_costs_its_case_alone(repository: Repository) -> None:
