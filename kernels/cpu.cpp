@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "cpu_driver.h"
+#include "planted.h"
 
 namespace flash_dsa {
 
@@ -68,6 +69,7 @@ RowTiles::RowTiles(int64_t rows) {
 }
 
 void for_each_tile(int64_t tiles, const std::function<void(int64_t, int64_t, CpuScratch&)>& body) {
+  [[maybe_unused]] PlantedDelay delay;
   std::atomic<int64_t> next{0};
   std::atomic<bool> served{false};
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tiles);

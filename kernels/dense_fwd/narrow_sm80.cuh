@@ -11,6 +11,7 @@
 // Constraints (checked in op.cpp): h_q a multiple of h_kv, rows on 16 bytes.
 #pragma once
 
+#include "../planted.h"
 #include "sequences.cuh"
 
 namespace flash_dsa::sm80 {
@@ -201,6 +202,7 @@ class NarrowAttention {
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) dense_narrow_kernel(const DenseFwdParams params) {
+  [[maybe_unused]] PlantedDelay delay;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const SequenceTile tile = find_tile<Tile::kM>(params, static_cast<int>(blockIdx.x));
   const int head = head_of_block();

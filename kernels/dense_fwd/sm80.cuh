@@ -7,6 +7,7 @@
 // Constraints (checked in op.cpp): h_q a multiple of h_kv, rows on 16 bytes.
 #pragma once
 
+#include "../planted.h"
 #include "../wide_sm80.cuh"
 #include "sequences.cuh"
 
@@ -75,6 +76,7 @@ class SequentialKeys {
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) dense_wide_kernel(const DenseFwdParams params) {
+  [[maybe_unused]] PlantedDelay delay;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const SequenceTile tile = find_tile<Tile::kM>(params, static_cast<int>(blockIdx.x));
   const int head = head_of_block();

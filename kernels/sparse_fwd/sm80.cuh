@@ -9,6 +9,7 @@
 // Constraints (checked in op.cpp): h_kv 1, d_qk 576 or 512, d_v 512, rows on 16 bytes.
 #pragma once
 
+#include "../planted.h"
 #include "../wide_sm80.cuh"
 #include "params.h"
 
@@ -95,6 +96,7 @@ class GatheredKeys {
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) sparse_fwd_kernel(const SparseFwdParams params) {
+  [[maybe_unused]] PlantedDelay delay;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   // Tiles of one query follow each other, so that the second finds the gathered rows in L2.
   const int tiles = (params.h_q + Tile::kM - 1) / Tile::kM;
