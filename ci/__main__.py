@@ -1,4 +1,4 @@
-"""`python -m ci report | pr`."""
+"""`python -m ci report | pr | drill`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ci import docs, policy, pull_request, report, results, verdict
+from ci import drill as drills
 
 
 class UsageError(Exception):
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return _report(options) if options.command == "report" else _pr(options)
+        return {"report": _report, "pr": _pr, "drill": _drill}[options.command](options)
     except (
         UsageError,
         pull_request.CheckError,
@@ -58,7 +59,26 @@ def _parser() -> argparse.ArgumentParser:
     pr.add_argument("--output", type=Path, help="folder (default: build/pr-check/<base>-<head>)")
     pr.add_argument("--measure-same-code", action="store_true", help="also where both builds hold the same code")
     pr.add_argument("--swap", action="store_true", help="give each side the other's build: ratios must invert")
+    drill = commands.add_parser("drill", help="plant slowdowns in HEAD's kernels and see whether they are found")
+    drill.add_argument("--plants", default=",".join(f"{plant:g}" for plant in drills.PLANTS), help="relative delays")
+    drill.add_argument("--repeat", type=int, default=1, help="runs of each (default: 1)")
+    drill.add_argument("--record", type=Path, help="file to append to (default: ci/drills/local.jsonl)")
+    drill.add_argument("--show", action="store_true", help="only count what the file holds")
     return parser
+
+
+def _drill(options: argparse.Namespace) -> int:
+    try:
+        plants = [float(word) for word in options.plants.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--plants: expected numbers, got {options.plants!r}") from error
+    if options.repeat < 1 or not all(0 <= plant <= 1 for plant in plants):
+        raise UsageError("expected --repeat of at least 1 and --plants from 0 to 1")
+    record = options.record or drills.LOCAL
+    if not options.show:
+        drills.run(Path.cwd(), plants, options.repeat, record, policy.load())
+    print(drills.table(drills.count(drills.read(record))))
+    return verdict.NOTHING_TO_REPORT
 
 
 def _pr(options: argparse.Namespace) -> int:
@@ -66,7 +86,7 @@ def _pr(options: argparse.Namespace) -> int:
         Path.cwd(), options.base, options.head, options.output, options.measure_same_code, options.swap
     )
     verdicts = pull_request.run(asked, policy.load())
-    output = options.output or Path("build/pr-check") / f"{verdicts.base[:12]}-{verdicts.head[:12]}"
+    output = pull_request.output_of(asked, verdicts.base, verdicts.head)
     print(f"\n{report.headline(verdicts)}\n\nReport: {output / 'report.md'}")
     return verdict.exit_code(verdicts.verdict)
 

@@ -44,13 +44,16 @@ class Checked:
     """One side of a check.
 
     Args:
-        name: `base` or `head`. commit: its full hash. folder: of its tree, build and log.
+        name: `base` or `head`. commit: its full hash. folder: of its tree and build, kept for other checks.
+        log: output of its process. plant: a slowdown to build into it, as setup.py's FLASH_DSA_PLANT takes it.
         failure: why it has no build, or None.
     """
 
     name: str
     commit: str
     folder: Path
+    log: Path
+    plant: str = ""
     failure: str | None = None
     hello: Message = field(default_factory=dict)
     benchmarks: dict[str, Any] = field(default_factory=dict)
@@ -60,11 +63,6 @@ class Checked:
     def site(self) -> Path:
         """Where its package is installed."""
         return self.folder / "site"
-
-    @property
-    def log(self) -> Path:
-        """Output of its build and its process."""
-        return self.folder / "log.txt"
 
     @property
     def fingerprint(self) -> codegen.Fingerprint | None:
@@ -84,6 +82,7 @@ class Options:
         root: of the repository. base, head: revisions. output: folder; by default build/pr-check/<base>-<head>.
         measure_same_code: whether cases whose code is the same on both sides are measured all the same.
         swap: whether each side runs the other's build: a test of the check itself, whose ratios must invert.
+        plant: a slowdown to build into head, as in a drill.
     """
 
     root: Path
@@ -92,6 +91,12 @@ class Options:
     output: Path | None = None
     measure_same_code: bool = False
     swap: bool = False
+    plant: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Of all checks."""
+        return self.root / "build" / "pr-check"
 
 
 def run(options: Options, policy: Policy) -> results.Verdicts:
@@ -101,13 +106,16 @@ def run(options: Options, policy: Policy) -> results.Verdicts:
         CheckError: when the revisions are none, or this is no repository.
     """
     commits = {"base": _commit(options.root, options.base), "head": _commit(options.root, options.head)}
-    named = f"{commits['base'][:12]}-{commits['head'][:12]}"
-    output = options.output or options.root / "build" / "pr-check" / named
+    output = output_of(options, commits["base"], commits["head"])
     output.mkdir(parents=True, exist_ok=True)
-    sides = {name: Checked(name, commits[name], output / name) for name in SIDES}
-    with _alone(output / "lock", f"another check of {named} is running"):
+    plants = {"base": "", "head": options.plant}
+    sides = {name: _side(name, commits[name], plants[name], options.folder, output) for name in SIDES}
+    with _alone(output / "lock", f"another check of {output.name} is running"):
         for side in sides.values():
-            _build(options.root, side)
+            side.log.unlink(missing_ok=True)
+            side.folder.parent.mkdir(exist_ok=True)
+            with _alone(side.folder.with_suffix(".lock"), f"another check builds {side.commit[:12]}"):
+                _build(options.root, side)
         suite = _suite(options.root, commits["head"], output / "suite")
         if not any(side.failure for side in sides.values()):
             if options.swap:
@@ -117,6 +125,18 @@ def run(options: Options, policy: Policy) -> results.Verdicts:
             with _alone(lock, "another check uses this machine"):
                 _measure(sides, suite, output, policy, options)
         return _conclude(sides, output, options, policy)
+
+
+def output_of(options: Options, base: str, head: str) -> Path:
+    """Where a check of these commits writes."""
+    named = "-".join([base[:12], head[:12], *([options.plant.replace(":", "-")] if options.plant else [])])
+    return options.output or options.folder / named
+
+
+def _side(name: str, commit: str, plant: str, folder: Path, output: Path) -> Checked:
+    # Base and head of one commit are built apart, as two commits would be: an unchanged pair is two builds.
+    key = "-".join([commit[:12], name, *([plant.replace(":", "-")] if plant else [])])
+    return Checked(name, commit, folder / "builds" / key, output / f"{name}.log", plant)
 
 
 def _commit(root: Path, revision: str) -> str:
@@ -161,14 +181,14 @@ def _build(root: Path, side: Checked) -> None:
     done = side.folder / "built"
     if done.exists():
         return
-    side.folder.mkdir(exist_ok=True)
+    side.folder.mkdir(parents=True, exist_ok=True)
     source = side.folder / "source"
     _export(root, side.commit, source)
     shutil.rmtree(side.site, ignore_errors=True)
     print(f"building {side.name} {side.commit[:12]}", flush=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-build-isolation"]
     command += ["--no-deps", "--target", str(side.site), str(source)]
-    environment = {**os.environ, "FLASH_DSA_COMMIT": side.commit}
+    environment = {**os.environ, "FLASH_DSA_COMMIT": side.commit, "FLASH_DSA_PLANT": side.plant}
     environment.setdefault("FLASH_DSA_TARGETS", "native")
     with side.log.open("wb") as log:
         status = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
