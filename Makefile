@@ -59,7 +59,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check pr-check publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check pr-check drill publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -150,6 +150,9 @@ sparse-page:
 pr-check: env ## judge HEAD against BASE=rev: both built and measured in turns, with a report
 	@test -n "$(BASE)" || { echo "make pr-check: BASE expected a revision, as in make pr-check BASE=main"; exit 3; }
 	@$(PY) -m ci pr --base "$(BASE)" $(PR_OPTIONS)
+
+drill: env ## plant slowdowns in HEAD's kernels and count which are found; DRILL_OPTIONS for `python -m ci drill`
+	@$(PY) -m ci drill $(DRILL_OPTIONS)
 
 # What asv knows of the suites; tracked, so it is written anew when they change.
 asv_bench/results/benchmarks.json: env FORCE

@@ -81,10 +81,28 @@ class Plan:
     targets: list[str] = field(default_factory=lambda: ["cpu"])
     sm80: list[str] = field(default_factory=list)
     nvcc: Nvcc | None = None
+    delay_ppm: int = 0  # what a drill plants: kernels/planted.h
 
     @property
     def folder(self) -> Path:
-        return BUILD / "-".join(".".join(["sm80", *self.sm80]) if name == "sm80" else name for name in self.targets)
+        names = [".".join(["sm80", *self.sm80]) if name == "sm80" else name for name in self.targets]
+        return BUILD / "-".join([*names, *([f"delay{self.delay_ppm}"] if self.delay_ppm else [])])
+
+    @property
+    def plant(self) -> list[str]:
+        return [f"-DFLASH_DSA_PLANTED_DELAY_PPM={self.delay_ppm}"] if self.delay_ppm else []
+
+
+def planted_delay(text: str) -> int:
+    """Parts per million of FLASH_DSA_PLANT, such as `delay:0.01`; 0 for nothing."""
+    if not text:
+        return 0
+    match = re.fullmatch(r"delay:(\d+(?:\.\d+)?)", text)
+    share = float(match[1]) if match else 0.0
+    if not 0 < share <= 1:
+        raise BuildError(f"FLASH_DSA_PLANT expected delay:SHARE with a share up to 1, such as delay:0.01, got {text!r}")
+    say(f"this library is planted: its kernels wait for {share:.1%} of their time. It is for drills, not for use")
+    return round(share * 1e6)
 
 
 def find_nvcc() -> str | None:
@@ -287,7 +305,7 @@ def ninja_flags(flags: list[str]) -> str:
 
 def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) -> str:
     """The build as ninja reads it; it tracks headers and command lines, so a rebuild touches only what changed."""
-    host = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI]
+    host = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI, *plan.plant]
     link = ["-shared", f"-Wl,--version-script={EXPORTS}", *torch_links]
     rules = [
         "ninja_required_version = 1.5",
@@ -316,6 +334,7 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
             "--expt-relaxed-constexpr",
             "-Xcompiler=-fPIC,-fvisibility=hidden",
             "--threads=2",
+            *plan.plant,
         ]
         for target in plan.targets[1:]:
             gencode = sm80_gencode(plan.sm80) if target == "sm80" else GENCODE[target]
@@ -363,6 +382,7 @@ def build_library() -> tuple[Path, str]:
     check_platform()
     includes, links, torch_version = torch_flags()
     plan = make_plan(os.environ.get("FLASH_DSA_TARGETS", "") or "auto")
+    plan.delay_ppm = planted_delay(os.environ.get("FLASH_DSA_PLANT", ""))
     plan.folder.mkdir(parents=True, exist_ok=True)
     (plan.folder / "build.ninja").write_text(ninja_file(plan, includes, links))
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []

@@ -202,6 +202,21 @@ def test_no_torch(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         build.torch_flags()
 
 
+def test_a_planted_delay_has_a_folder_of_its_own_and_is_said(
+    build: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = build.Plan(delay_ppm=build.planted_delay("delay:0.01"))
+    assert plan.folder.name == "cpu-delay10000" and plan.plant == ["-DFLASH_DSA_PLANTED_DELAY_PPM=10000"]
+    assert "planted: its kernels wait for 1.0% of their time" in capsys.readouterr().err
+    assert build.planted_delay("") == 0 and build.Plan().plant == [] and build.Plan().folder.name == "cpu"
+
+
+@pytest.mark.parametrize("text", ["0.01", "delay:", "delay:0", "delay:2", "delay:-1", "delay:0.01;rm"])
+def test_a_plant_that_is_none(build: ModuleType, text: str) -> None:
+    with pytest.raises(SystemExit, match="FLASH_DSA_PLANT expected delay:SHARE"):
+        build.planted_delay(text)
+
+
 def test_a_copy_without_git_is_told_its_commit(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASH_DSA_COMMIT", "0123456789" * 4)
     assert build.commit_built() == "0123456789" * 4

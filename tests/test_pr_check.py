@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import results
+from ci import drill, results
 from ci.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,3 +78,13 @@ def test_a_planted_slowdown_is_found_and_an_unchanged_pair_is_quiet(tmp_path: Pa
     assert found.verdict is Verdict.REGRESSED
     ratios = [case.ratio for case in found.cases if case.verdict is Verdict.REGRESSED]
     assert len(ratios) >= len(found.cases) / 2 and all(ratio and 1.2 < ratio < 2 for ratio in ratios)
+
+
+def test_a_drill_finds_what_it_plants(tmp_path: Path) -> None:
+    clone = Clone(tmp_path)
+    said = clone.run(
+        sys.executable, "-m", "ci", "drill", "--plants", "0,0.6", "--record", str(tmp_path / "drills.jsonl")
+    )
+    quiet, found = drill.count(drill.read(tmp_path / "drills.jsonl"))
+    assert quiet.plant == 0 and quiet.flagged == 0 and quiet.judged > 0
+    assert found.plant == 0.6 and found.flagged >= found.judged / 2, said
