@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asv_bench.clocks import Clock, CpuClock, CudaClock, Reading
@@ -94,6 +94,11 @@ CPU_PROTOCOL = SamplingProtocol(
     flush=False,
     budget_seconds=1.0,
 )
+
+
+# Two processes in turns: what disturbs a busy CPU lasts a good part of a second, so bursts lie that far apart, or one
+# disturbance would meet one side in every block.
+CPU_TURNS = replace(CPU_PROTOCOL, name="cpu-turns", launches_max=5, rest_seconds=0.060)
 
 
 @dataclass(frozen=True)
@@ -458,6 +463,12 @@ def guarded(name: str, clock: Clock, action: Callable[[], object]) -> BaseExcept
             raise DeviceLost(name, reason) from lost
         return reason
     return None
+
+
+def for_turns(device: Any) -> tuple[SamplingProtocol, Clock]:
+    """As `for_device`, where two live processes hand a baton to each other."""
+    protocol, clock = for_device(device)
+    return CPU_TURNS if protocol is CPU_PROTOCOL else protocol, clock
 
 
 def for_device(device: Any) -> tuple[SamplingProtocol, Clock]:

@@ -61,7 +61,7 @@ def judge(request: pytest.FixtureRequest) -> Iterator[relay.Relay | None]:
         build=build(),
         commit=record.built_commit() or "unknown",
         device=DEVICE,
-        protocol=sampling.for_device(DEVICE)[0].label,
+        protocol=sampling.for_turns(DEVICE)[0].label,
         environment={name: value for name, value in facts.items() if isinstance(value, (str, int, float))},
         machine_info=session.get_machine_info(),
         version=pytest_benchmark.__version__,
@@ -93,7 +93,7 @@ class Live:
 
     def measure(self, case: cases.Case) -> None:
         """Takes bursts until the judge has enough; fails when the answer was wrong."""
-        protocol, clock = sampling.for_device(DEVICE)
+        protocol, clock = sampling.for_turns(DEVICE)
         self._benchmark._mode = "bursts"  # its own modes fix the number of rounds
         self._benchmark._timer = clock.read
         stats = self._benchmark._make_stats(iterations=1)
