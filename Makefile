@@ -99,7 +99,9 @@ build/asked: FORCE
 	@mkdir -p build
 	@echo "$(FLASH_DSA_TARGETS) $(COMMIT)" | cmp --silent - $@ || echo "$(FLASH_DSA_TARGETS) $(COMMIT)" > $@
 
-$(LIBRARY): $(VENV)/ready build/asked setup.py pyproject.toml $(shell find kernels -type f)
+# The package's Python is part of the fingerprint that the build writes.
+$(LIBRARY): $(VENV)/ready build/asked setup.py pyproject.toml $(shell find kernels -type f) \
+    $(filter-out %/_build_info.py,$(wildcard flash_dsa/*.py))
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 	@$(PY) -m flash_dsa
@@ -192,7 +194,7 @@ ALL_TARGETS   := import setup; assert not any(map(setup.sources_of, ["sm90a", "s
 all-targets: $(VENV)/ready
 	rm -rf build/all-targets && mkdir -p build/all-targets/source
 	cp --recursive --parents --target-directory=build/all-targets/source $(SOURCES)
-	rm -f build/all-targets/source/$(LIBRARY) build/all-targets/source/flash_dsa/_build_info.py
+	cd build/all-targets/source && rm -f $(LIBRARY) flash_dsa/_build_info.py flash_dsa/_fingerprint.json
 	@$(PY) -c '$(COMPLETE_NVCC)' || { echo "no nvcc here for all targets: taking PyPI's"; \
 	    $(MAKE) --no-print-directory build/nvcc/ready && \
 	    export CUDA_HOME=$$(echo $(CURDIR)/build/nvcc/nvidia/cu*); } || exit 1; \

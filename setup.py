@@ -18,6 +18,7 @@ import sysconfig
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import setuptools
 from setuptools import Extension, setup
@@ -46,6 +47,18 @@ GENCODE = {
     "sm90a": ["-gencode=arch=compute_90a,code=sm_90a"],
     "sm100f": ["-gencode=arch=compute_100f,code=sm_100f"],
 }
+
+
+def load_fingerprint() -> ModuleType:
+    """flash_dsa/fingerprint.py by its path: its package cannot be imported before there is a library."""
+    spec = importlib.util.spec_from_file_location("flash_dsa_fingerprint", ROOT / "flash_dsa" / "fingerprint.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fingerprint = load_fingerprint()
 
 
 class BuildError(SystemExit):
@@ -82,6 +95,7 @@ class Plan:
     sm80: list[str] = field(default_factory=list)
     nvcc: Nvcc | None = None
     delay_ppm: int = 0  # what a drill plants: kernels/planted.h
+    objects: list[tuple[str, str | None]] = field(default_factory=list)  # label and target; filled by ninja_file
 
     @property
     def folder(self) -> Path:
@@ -303,9 +317,28 @@ def ninja_flags(flags: list[str]) -> str:
     return shlex.join(flags).replace("$", "$$")
 
 
+def object_of(label: str) -> str:
+    """`sparse_fwd/sm80.cu` to `sparse_fwd-sm80.cu.o`."""
+    return label.replace("/", "-") + ".o"
+
+
 def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) -> str:
     """The build as ninja reads it; it tracks headers and command lines, so a rebuild touches only what changed."""
-    host = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", STABLE_ABI, *plan.plant]
+    # Without it, messages with __FILE__ would make the code of two folders differ.
+    here = f"-ffile-prefix-map={ROOT}=."
+    torch_here = [flag.replace("-isystem", "-ffile-prefix-map=") + "=torch" for flag in torch_includes]
+    host = [
+        here,
+        *torch_here,
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        STABLE_ABI,
+        *plan.plant,
+    ]
     link = ["-shared", f"-Wl,--version-script={EXPORTS}", *torch_links]
     rules = [
         "ninja_required_version = 1.5",
@@ -314,18 +347,22 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
         "  description = c++ $in $level",
         "rule link\n  command = $cxx $in $flags -o $out\n  description = link $out",
     ]
-    objects: list[str] = []
 
-    def compile_with(rule: str, source: Path, flags: list[str], suffix: str = "") -> None:
-        name = str(source.relative_to(KERNELS)).replace("/", "-") + suffix + ".o"
-        objects.append(name)
+    def compile_with(rule: str, source: Path, flags: list[str], target: str | None, suffix: str = "") -> None:
+        label = source.relative_to(KERNELS).as_posix() + suffix
+        name = object_of(label)
+        plan.objects.append((label, target))
         rules.append(f"build {name}: {rule} {ninja_path(source)}\n  flags = {ninja_flags(flags)}\n  level = {suffix}")
 
     if plan.nvcc is not None:
         host.append(f"-isystem{plan.nvcc.root / 'include'}")
         link += [f"-L{plan.nvcc.library_dir}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        keep = f"$out{fingerprint.KEEP}"
         rules.append(
-            f"rule nvcc\n  command = {ninja_flags([plan.nvcc.path])} -MMD -MF $out.d $flags -c $in -o $out\n"
+            # The cubins are kept for their fingerprints; what an earlier nvcc left there would be taken for its work.
+            f"rule nvcc\n  command = rm -rf {keep} && mkdir {keep} && "
+            f"{ninja_flags([plan.nvcc.path])} --keep --keep-dir={keep} -MMD -MF $out.d $flags -c $in -o $out "
+            f"&& rm {keep}/*.ii\n"
             "  depfile = $out.d\n  deps = gcc\n  description = nvcc $in"
         )
         device = [
@@ -333,24 +370,25 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
             "-O3",
             "--expt-relaxed-constexpr",
             "-Xcompiler=-fPIC,-fvisibility=hidden",
+            f'-Xcompiler="{here}"',  # quoted for nvcc, which splits at commas
             "--threads=2",
             *plan.plant,
         ]
         for target in plan.targets[1:]:
             gencode = sm80_gencode(plan.sm80) if target == "sm80" else GENCODE[target]
             for source in sources_of(target):
-                compile_with("nvcc", source, [*device, *gencode])
+                compile_with("nvcc", source, [*device, *gencode], target)
     if plan.sm80:
         host.append(f'-DFLASH_DSA_SM80_ARCHS="{" ".join(plan.sm80)}"')
     levels = CPU_LEVELS if platform.machine() == "x86_64" else {"generic": []}
     for level, flags in levels.items():
-        compile_with("cxx", CPU_SIMD_SOURCE, [*host, *flags, f"-DFLASH_DSA_CPU_LEVEL={level}"], f"-{level}")
+        compile_with("cxx", CPU_SIMD_SOURCE, [*host, *flags, f"-DFLASH_DSA_CPU_LEVEL={level}"], "cpu", f"-{level}")
     for source in sorted(KERNELS.rglob("*.cpp")):
         if source != CPU_SIMD_SOURCE:
-            compile_with("cxx", source, [*host, *torch_includes])
-    rules.append(
-        f"build libflash_dsa.so: link {' '.join(objects)} | {ninja_path(EXPORTS)}\n  flags = {ninja_flags(link)}"
-    )
+            target = "cpu" if source.name == "cpu.cpp" else None
+            compile_with("cxx", source, [*host, *torch_includes], target)
+    objects = " ".join(object_of(label) for label, _ in plan.objects)
+    rules.append(f"build libflash_dsa.so: link {objects} | {ninja_path(EXPORTS)}\n  flags = {ninja_flags(link)}")
     rules.append("default libflash_dsa.so")
     return "\n\n".join(rules) + "\n"
 
@@ -377,8 +415,18 @@ def commit_built() -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
-def build_library() -> tuple[Path, str]:
-    """Build, and return the library and the text of _build_info.py that goes beside it."""
+def fingerprint_of(plan: Plan) -> str:
+    """The text of _fingerprint.json. A compiler that writes what we cannot read is no reason to fail the build."""
+    objects = [fingerprint.Compiled(plan.folder / object_of(label), label, target) for label, target in plan.objects]
+    try:
+        return fingerprint.text_of(fingerprint.make(objects, KERNELS, ROOT / "flash_dsa"))
+    except (ValueError, OSError) as error:
+        say(f"no fingerprint of the code: {error}")
+        return fingerprint.text_of(fingerprint.UNKNOWN)
+
+
+def build_library() -> tuple[Path, dict[str, str]]:
+    """Build, and return the library and the texts of the files that go beside it."""
     check_platform()
     includes, links, torch_version = torch_flags()
     plan = make_plan(os.environ.get("FLASH_DSA_TARGETS", "") or "auto")
@@ -394,33 +442,34 @@ def build_library() -> tuple[Path, str]:
         '"""Written by setup.py: where this build came from."""\n\n'
         f"commit = {commit_built()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
     )
-    return plan.folder / "libflash_dsa.so", info
+    return plan.folder / "libflash_dsa.so", {"_build_info.py": info, "_fingerprint.json": fingerprint_of(plan)}
 
 
-def place(library: Path, info: str, folder: Path) -> None:
-    """Put both files into a package folder; a library in use is replaced, not overwritten."""
+def place(library: Path, texts: dict[str, str], folder: Path) -> None:
+    """Put library and texts into a package folder; a library in use is replaced, not overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / "libflash_dsa.so.new"
     shutil.copy2(library, staged)
     os.replace(staged, folder / "libflash_dsa.so")
-    (folder / "_build_info.py").write_text(info)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
 
 
 class BuildLibrary(build_ext):
     """build_ext with ninja: the extension is a plain shared library, no Python module."""
 
     def run(self) -> None:
-        library, info = build_library()
-        place(library, info, Path(self.build_lib) / "flash_dsa")
+        library, texts = build_library()
+        place(library, texts, Path(self.build_lib) / "flash_dsa")
         if self.inplace:
-            place(library, info, ROOT / "flash_dsa")
+            place(library, texts, ROOT / "flash_dsa")
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
 
     def get_outputs(self) -> list[str]:
         folder = (ROOT if self.inplace else Path(self.build_lib)) / "flash_dsa"
-        return [str(folder / "libflash_dsa.so"), str(folder / "_build_info.py")]
+        return [str(folder / name) for name in ("libflash_dsa.so", "_build_info.py", "_fingerprint.json")]
 
     def get_output_mapping(self) -> dict[str, str]:
         if not self.inplace:

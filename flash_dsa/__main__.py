@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import flash_dsa
+from flash_dsa import fingerprint
 from flash_dsa._build_info import commit, compiler, torch_headers  # written by the build
 from flash_dsa.library import LIBRARY_PATH, cpu_level
 
@@ -17,13 +18,14 @@ def _served_by(device: torch.device) -> str:
 
 
 def main() -> None:
-    """Print version, commit, compiled targets, torch, and each device with the target that serves it."""
+    """Print version, commit, compiled targets, fingerprint, torch, and each device with the target that serves it."""
     lines = [
         ("flash_dsa", flash_dsa.__version__),
         ("commit", commit),
         ("library", str(LIBRARY_PATH)),
         ("targets", flash_dsa.compiled_targets()),
         ("compiler", compiler),
+        ("fingerprint", fingerprint.describe()),
         ("torch", f"{torch.__version__} (built against {torch_headers})"),
         ("cpu", f"served by cpu, SIMD level {cpu_level()}"),
     ]
