@@ -21,7 +21,8 @@ UNKNOWN: Mapping[str, Any] = {"host": None, "kernels": {}}  # equal to nothing, 
 
 SHT_PROGBITS, SHT_RELA, SHT_NOBITS, SHT_REL, SHT_INIT_ARRAY = 1, 4, 8, 9, 14
 SHF_ALLOC, SHF_EXECINSTR = 2, 4
-STT_SECTION, STT_FUNC = 3, 2
+STB_LOCAL = 0
+STT_FUNC, STT_SECTION = 2, 3
 EM_CUDA = 190
 STO_CUDA_ENTRY = 0x10  # in a symbol's st_other: a kernel
 
@@ -30,7 +31,7 @@ FRAME_SIZE, REGCOUNT = 0x11, 0x2F
 LAUNCH_ATTRIBUTES = {0x05: "MAX_THREADS", 0x10: "REQNTID", 0x3D: "CTA_PER_CLUSTER", 0x3E: "EXPLICIT_CLUSTER"}
 
 # Sections of host objects without code or data of ours: device code, which the cubins show, and unwinding tables.
-NO_HOST_CODE = (".nv", "__nv", ".eh_frame", ".gcc_except_table", ".note")
+NO_HOST_CODE = (b".nv", b"__nv", b".eh_frame", b".gcc_except_table", b".note")
 
 
 class Compiled(NamedTuple):
@@ -64,11 +65,11 @@ class Section(NamedTuple):
 
 class Symbol(NamedTuple):
     name: bytes
+    binding: int
     type: int
     other: int
     section: int
     value: int
-    size: int
 
 
 class Relocation(NamedTuple):
@@ -113,8 +114,8 @@ class Elf:
         self.symbols = []
         for table in (section for section in self.sections if section.name == b".symtab"):
             names = self.sections[table.link].data
-            for name, info, other, section, value, size in struct.iter_unpack("<IBBHQQ", table.data):
-                self.symbols.append(Symbol(_text_at(names, name), info & 0xF, other, section, value, size))
+            for name, info, other, section, value, _ in struct.iter_unpack("<IBBHQQ", table.data):
+                self.symbols.append(Symbol(_text_at(names, name), info >> 4, info & 0xF, other, section, value))
 
     def relocations(self, index: int) -> Iterator[Relocation]:
         """Those that apply to section number `index`."""
@@ -177,15 +178,21 @@ def machine_code(elf: Elf) -> str:
         Hexadecimal digits.
     """
     digest = _Digest()
+    code = [section.flags & SHF_ALLOC and not section.name.startswith(NO_HOST_CODE) for section in elf.sections]
     for index, section in enumerate(elf.sections):
-        if not section.flags & SHF_ALLOC or section.name.decode("latin-1").startswith(NO_HOST_CODE):
+        if not code[index]:
             continue
-        code = section.flags & SHF_EXECINSTR
-        digest.add(plain(section.name), section.size, section.data if code else plain(section.data))
+        # Names are data where kernels are registered. Instructions are never text to be blanked.
+        data = section.data if section.flags & SHF_EXECINSTR else plain(section.data)
+        digest.add(plain(section.name), section.size, data)
         for relocation in elf.relocations(index):
             symbol, home = relocation.symbol, elf.section_of(relocation.symbol)
             name = home.name if symbol.type == STT_SECTION and home else symbol.name
             digest.add(relocation.offset, relocation.type, plain(name), relocation.addend)
+    # What others call by name: two functions that swap their names are another program.
+    exported = [s for s in elf.symbols if s.binding != STB_LOCAL and elf.section_of(s) and code[s.section]]
+    for name, at, value in sorted((plain(s.name), s.section, s.value) for s in exported):
+        digest.add(name, plain(elf.sections[at].name), value)
     return digest.hex()
 
 
