@@ -245,10 +245,10 @@ def _measure(sides: Mapping[str, Checked], suite: Path, output: Path, policy: Po
                     _introduce(side, live[name])
                 grid = tuple(sides["head"].hello["cases"])
                 left = _go_through(sides, live, left or grid, policy, options)
-            except SideEnded as ended:
-                if left is None:
-                    raise CheckError(f"{ended}\n{_tail(sides[ended.side].log)}") from ended
-                raise
+            except SideEnded as ended:  # before any case: it does not start, or not again after a crash
+                for case in left or ("start",):
+                    _note_crash(sides, ended, case)
+                return
             finally:
                 for process in live.values():
                     process.end()
@@ -280,12 +280,16 @@ def _go_through(
         try:
             _one_case(case, sides, live, len(cases), policy, options)
         except SideEnded as ended:
-            side = sides[ended.side]
-            side.failures[case] = {"reason": Reason.CRASH.value, "detail": f"{ended.reason}; {_tail(side.log, 300)}"}
-            for checked in sides.values():
-                checked.benchmarks.pop(case, None)
+            _note_crash(sides, ended, case)
             return cases[number + 1 :]
     return ()
+
+
+def _note_crash(sides: Mapping[str, Checked], ended: SideEnded, case: str) -> None:
+    side = sides[ended.side]
+    side.failures[case] = {"reason": Reason.CRASH.value, "detail": f"{ended.reason}; {_tail(side.log, 300)}"}
+    for checked in sides.values():
+        checked.benchmarks.pop(case, None)
 
 
 def _one_case(

@@ -175,14 +175,35 @@ def test_a_process_with_another_build_is_no_measurement(repository: Repository) 
         repository.check()
 
 
-def test_sides_that_never_start_are_said(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(side: Checked, *_: Any) -> Side:
-        side.log.write_text("ImportError: no library")
+def test_a_side_that_does_not_start_has_failed(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = repository.start
+
+    def dies(side: Checked, *more: Any) -> Side:
+        if side.name == "base":
+            return start(side, *more)
+        side.log.write_text("ImportError: undefined symbol")
         return Side(side.name, subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], start_new_session=True))
 
     monkeypatch.setattr(pull_request, "_start", dies)
-    with pytest.raises(CheckError, match=r"(?s)exited with 3.*ImportError: no library"):
-        repository.check()
+    found = repository.check()
+    assert found.verdict is Verdict.FAILED
+    said = (repository.output / "report.md").read_text()
+    assert "exited with 3" in said and "undefined symbol" in said
+
+
+def test_a_side_that_does_not_start_again_fails_what_is_left(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = repository.start
+    repository.scripts["head"]["crash_in"] = "one"
+
+    def once(side: Checked, suite: Path, socket: Path, cases: tuple[str, ...]) -> Side:
+        if not cases or side.name == "base":
+            return start(side, suite, socket, cases)
+        return Side(side.name, subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], start_new_session=True))
+
+    monkeypatch.setattr(pull_request, "_start", once)
+    assert verdicts_of(repository.check()) == dict.fromkeys(CASES, "failed")
 
 
 def test_a_revision_that_is_none_is_a_usage_error(
