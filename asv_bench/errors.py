@@ -60,13 +60,6 @@ class DeviceLost(NoNumber):
         self.error = error
 
 
-KINDS = (
-    *(error.kind for error in (Unavailable, Unsupported, WrongAnswer, InvalidMeasurement, Crashed, DeviceLost)),
-    "out_of_memory",
-    "failed",
-)
-
-
 def reason_of(error: BaseException) -> str:
     """An exception as a reason: its type and the first lines of its message, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -62,7 +62,9 @@ class LiveCase:
             `seconds` and `cycles` (or None) of the kept samples, `discarded` by reason, `power_capped` (or None).
         """
         launches = self._subject.burst()
-        kept = [launch for launch in launches if launch.reason in (None, "starved")]
+        # Where every launch waits for its host, that is its time; else those that waited are disturbed ones.
+        clean = [launch for launch in launches if not launch.reason]
+        kept = clean or [launch for launch in launches if launch.reason == "starved"]
         cycles = [launch.cycles for launch in kept if launch.cycles is not None]
         reasons = [launch.reason for launch in launches if launch not in kept]
         seen = self._subject.last_conditions

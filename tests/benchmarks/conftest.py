@@ -66,7 +66,6 @@ def judge(request: pytest.FixtureRequest) -> Iterator[relay.Relay | None]:
         machine_info=session.get_machine_info(),
         version=pytest_benchmark.__version__,
         cases={case.id: {**case.problem.fields} for case in chosen()},
-        target=flash_dsa.target_of(DEVICE),
     )
     yield connection
     connection.say("bye")
