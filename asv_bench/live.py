@@ -13,7 +13,7 @@ from asv_bench.inputs import alter, make
 
 
 class LiveCase:
-    """flash_dsa on a problem: tried, its inputs altered, warmed up; then a burst per call.
+    """flash_dsa on a problem: tried and its inputs altered; then warmed up, and a burst per call.
 
     Args:
         problem: what to measure. device: `cpu` or `cuda`. protocol, clock: how time is taken. seed: of inputs and of
@@ -49,7 +49,10 @@ class LiveCase:
         self._subject = sampling.Subject(
             "flash_dsa", self._bound.call, protocol, clock, self._poison, conditions=conditions
         )
-        self.seconds = self._subject.warm_up()
+
+    def warm_up(self) -> float:
+        """Launches twice, while nothing else uses the machine; seconds of one launch."""
+        return self._subject.warm_up()
 
     def adapt(self, seconds: float) -> None:
         """Plans bursts for launches of this length: both sides of a comparison take the same."""

@@ -6,7 +6,8 @@ one a line. A side that says nothing for too long is ended; one that ends by its
 | `event` of a side | means |
 |---|---|
 | `hello` | the process is up: `side`, `build` (folder and library's hash), `cases`, facts of the machine |
-| `ready` | `case` can be measured; one launch takes `seconds` |
+| `ready` | `case` can be measured, by target `backend` |
+| `warm` | one launch of `case` takes `seconds` |
 | `burst` | one burst of `case`: `seconds`, `cycles` (or null), `discarded`, `power_capped` |
 | `verdict` | the answer to `done`: `error` (or null) of what was timed, and the `benchmark` of pytest-benchmark |
 | `failed` | `case` cannot be measured, for `reason` and `detail`; `absent` where this build has no such call |
@@ -14,6 +15,7 @@ one a line. A side that says nothing for too long is ended; one that ends by its
 
 | `do` of the judge | means |
 |---|---|
+| `warm` | launch twice and say how long one takes |
 | `adapt` | plan bursts for launches of `seconds`; nothing is answered |
 | `burst` | take one, number `block` of `order` AB or BA |
 | `done` | enough of this case |

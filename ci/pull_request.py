@@ -309,7 +309,8 @@ def _one_case(
         sides["base"].fingerprint, sides["head"].fingerprint, targets.pop(), op
     )
     if len(ready) == len(SIDES) and (options.measure_same_code or not same):
-        seconds = max(answers[name]["seconds"] for name in SIDES)
+        # One after the other: a launch beside the other side's would seem twice as long.
+        seconds = max(_ask(live[name], "warm")["seconds"] for name in SIDES)
         for name in SIDES:
             live[name].send("adapt", seconds=seconds)
         blocks = _blocks(case, sides["head"].hello["device"], live, cases, policy)
@@ -329,15 +330,21 @@ def _blocks(case: str, device: str, live: Mapping[str, Side], cases: int, policy
         order = ("AB", "BA")[len(blocks) % 2]
         found: dict[str, Burst] = {}
         for name in SIDES if order == "AB" else SIDES[::-1]:
-            live[name].send("burst", block=len(blocks), order=order)
-            message = live[name].receive(BURST_SECONDS)
-            if message["event"] != "burst":
-                raise SideEnded(name, f"expected a burst, got {message['event']}: {message.get('detail', '')}")
+            message = _ask(live[name], "burst", block=len(blocks), order=order)
             found[name] = Burst(message["seconds"], message["cycles"], message["discarded"], message["power_capped"])
         blocks.append(Block(found["base"], found["head"], "AB" if order == "AB" else "BA"))
         evidence = Evidence(case, device, tuple(blocks))
         if next_step(evidence, policy, time.monotonic() - spent, cases) is not Step.GO_ON:
             return blocks
+
+
+def _ask(side: Side, do: str, **content: Any) -> Message:
+    """Lets a side use the machine; its answer has the name of what it was asked."""
+    side.send(do, **content)
+    message = side.receive(BURST_SECONDS)
+    if message["event"] != do:
+        raise SideEnded(side.name, f"expected {do}, got {message['event']}: {message.get('detail', '')}")
+    return message
 
 
 def _note(side: Checked, case: str, verdict: Message) -> None:

@@ -126,10 +126,14 @@ class Live:
 
     def _orders(self, case: cases.Case, found: LiveCase) -> Iterator[dict[str, Any]]:
         if self._judge is None:
+            found.warm_up()
             yield from ({"block": number, "order": "AB"} for number in range(ALONE_BURSTS))
             return
-        self._judge.say("ready", case=case.id, seconds=found.seconds, backend=found.backend)
+        self._judge.say("ready", case=case.id, backend=found.backend)
         while (order := self._judge.hear())["do"] != "done":
+            if order["do"] == "warm":
+                self._judge.say("warm", case=case.id, seconds=found.warm_up())
+                continue
             if order["do"] == "adapt":
                 found.adapt(order["seconds"])
                 continue

@@ -17,7 +17,9 @@ QUICK = dataclasses.replace(sampling.CPU_TURNS, rest_seconds=0.0)
 
 
 def live() -> LiveCase:
-    return LiveCase(SPARSE, "cpu", QUICK, clocks.CpuClock())
+    case = LiveCase(SPARSE, "cpu", QUICK, clocks.CpuClock())
+    assert case.warm_up() > 0
+    return case
 
 
 def be(monkeypatch: pytest.MonkeyPatch, kernel: Any) -> None:

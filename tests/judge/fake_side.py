@@ -35,10 +35,12 @@ def main() -> None:
             absent = case == script.get("absent_in")
             say("failed", case=case, reason="wrong_answer", detail="all NaN", absent=absent)
             continue
-        say("ready", case=case, seconds=script["seconds"], backend="cpu")
+        say("ready", case=case, backend="cpu")
         bursts = []
         while (order := json.loads(lines.readline()))["do"] != "done":
-            if order["do"] == "adapt":
+            if order["do"] == "warm":
+                say("warm", case=case, seconds=script["seconds"])
+            if order["do"] != "burst":
                 continue
             if case == script.get("crash_in") and order["block"] == 2:
                 os._exit(7)
