@@ -79,8 +79,11 @@ class LiveCase:
         }
 
     def error(self) -> str | None:
-        """Why what was timed is no right answer, or None; frees the outputs."""
+        """Why the last launch, or one made now where none was, is no right answer, or None; frees the outputs."""
         output, self._subject.samples.output = self._subject.samples.output, None
+        if output is None:  # nothing was timed, as where both sides are the same code
+            output = self._bound.call()
+            self._subject.clock.wait()
         if broken := self._unchanged.broken():
             return f"input {', '.join(broken)} changed while it was timed"
         found = self._check.verdict(self._bound, output).error

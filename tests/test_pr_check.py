@@ -33,9 +33,9 @@ class Clone:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
         self.run("git", *identity, "commit", "-q", "--allow-empty", "-am", message)
 
-    def check(self, base: str, expect: tuple[int, ...]) -> results.Verdicts:
+    def check(self, base: str, expect: tuple[int, ...], *more: str) -> results.Verdicts:
         done = subprocess.run(
-            [sys.executable, "-m", "ci", "pr", "--base", base],
+            [sys.executable, "-m", "ci", "pr", "--base", base, *more],
             cwd=self.root,
             env={**os.environ, "FLASH_DSA_TARGETS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
@@ -69,12 +69,15 @@ def slower(source: str) -> str:
 def test_a_planted_slowdown_is_found_and_an_unchanged_pair_is_quiet(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     clone.commit("nothing changed")
-    quiet = clone.check("HEAD~1", expect=(0, 2))
-    assert {case.verdict for case in quiet.cases} <= {Verdict.UNCHANGED, Verdict.INCONCLUSIVE} and quiet.cases
+    same = clone.check("HEAD~1", (0,))
+    assert same.cases and all(case.same_code and case.ratio is None for case in same.cases)
+    quiet = clone.check("HEAD~1", (0, 2), "--measure-same-code")
+    assert {case.verdict for case in quiet.cases} <= {Verdict.UNCHANGED, Verdict.INCONCLUSIVE}
+    assert all(case.ratio for case in quiet.cases)
     driver = clone.root / "kernels" / "cpu.cpp"
     driver.write_text(slower(driver.read_text()))
     clone.commit("half as fast again")
-    found = clone.check("HEAD~1", expect=(1,))
+    found = clone.check("HEAD~1", (1,))
     assert found.verdict is Verdict.REGRESSED
     ratios = [case.ratio for case in found.cases if case.verdict is Verdict.REGRESSED]
     assert len(ratios) >= len(found.cases) / 2 and all(ratio and 1.2 < ratio < 2 for ratio in ratios)

@@ -55,6 +55,14 @@ def test_a_wrong_answer_is_said(name: str, reason: str, monkeypatch: pytest.Monk
     assert re.search(reason, str(case.error()))
 
 
+def test_an_answer_is_checked_also_where_nothing_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from instrument import planted
+
+    assert LiveCase(SPARSE, "cpu", QUICK, clocks.CpuClock()).error() is None
+    be(monkeypatch, planted.one_row_wrong)
+    assert LiveCase(SPARSE, "cpu", QUICK, clocks.CpuClock()).error() is not None
+
+
 def test_a_changed_input_is_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from instrument import planted
 
