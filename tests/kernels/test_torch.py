@@ -98,11 +98,9 @@ def test_compile_says_which_shape_is_wrong(plain_device: torch.device, dynamic: 
         model(call.q, call.kv[:, 0], call.indices, 0.1)
 
 
-def test_compile_where_only_the_data_knows_how_many_queries(
-    plain_device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_compile_where_only_the_data_knows_how_many_queries(plain_device: torch.device) -> None:
     """The fake kernel's checks of such a size become assertions of the program instead of a refusal to compile."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
     call = sparse_call(plain_device, 5, 60, 8, 20)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
