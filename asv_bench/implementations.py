@@ -123,6 +123,7 @@ class Sdpa(Implementation):
     """torch's scaled_dot_product_attention, dense only, by the best backend that accepts the problem."""
 
     name = "sdpa"
+    _EFFICIENT_ELEMENTS = 2**31 - 1  # of a tensor; the mem-efficient kernel of torch 2.11 counts them in 32 bits
     _BACKENDS = (
         ("cudnn", "CUDNN_ATTENTION"),
         ("flash", "FLASH_ATTENTION"),
@@ -151,6 +152,8 @@ class Sdpa(Implementation):
         backend = getattr(SDPBackend, enum_name)
         args = inputs.arguments
         q, k, v = (args[key].transpose(0, 1).unsqueeze(0) for key in ("q", "k", "v"))  # [1, heads, tokens, d]
+        if name == "efficient" and max(tensor.numel() for tensor in (q, k, v)) > self._EFFICIENT_ELEMENTS:
+            return "wrong answers from 2^31 elements on, then illegal accesses (seen with torch 2.11)"
         options: dict[str, Any] = {"scale": args["softmax_scale"]}
         if problem.h_kv != problem.h_q:
             if name == "efficient":  # takes no enable_gqa: heads are repeated once, before anything is timed
