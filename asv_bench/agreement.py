@@ -92,7 +92,7 @@ def measure_here(device: str) -> list[dict[str, Any]]:
     from asv_bench import implementations, inputs, telemetry
 
     clock = sampling.for_device(device)[1]
-    gpu = telemetry.Gpu() if device == "cuda" else None
+    conditions = telemetry.conditions_of(torch.device(device))
     rows = []
     for number, problem in enumerate(CUDA_KERNELS if device == "cuda" else CPU_KERNELS):
         made = inputs.make(problem, 0, torch.device(device))
@@ -100,7 +100,7 @@ def measure_here(device: str) -> list[dict[str, Any]]:
         ways = list((CUDA_WAYS if device == "cuda" else CPU_WAYS).items())
         random.shuffle(ways)
         for way, protocol in ways:
-            subject = sampling.Subject(way, call, protocol, clock, conditions=gpu.conditions if gpu else None)
+            subject = sampling.Subject(way, call, protocol, clock, conditions=conditions)
             begin = time.perf_counter()
             subject.warm_up()
             while not subject.finished:

@@ -49,15 +49,18 @@ class DeviceLost(NoNumber):
     """The device answers no more after a failure; only a new process can go on.
 
     Args:
-        name: what failed. error: what it raised.
+        name: what failed. reason: of what it raised.
     """
 
     kind = "device_lost"
 
-    def __init__(self, name: str, error: BaseException) -> None:
-        super().__init__(f"{name}: {reason_of(error)}")
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both, so that it can be sent to another process
         self.name = name
-        self.error = error
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 def reason_of(error: BaseException) -> str:

@@ -32,6 +32,11 @@ class Journal:
         """Whether ATTEMPTS processes ended in this combination, one after the other."""
         return self._attempts(key) >= ATTEMPTS
 
+    @property
+    def left(self) -> Sequence[Any] | None:
+        """What an earlier process was launching when it ended."""
+        return self._left.get("key")
+
     def note(self, key: Sequence[Any]) -> None:
         """Says what is launched from now on."""
         if self._noted != list(key):

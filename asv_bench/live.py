@@ -45,9 +45,8 @@ class LiveCase:
         self._unchanged = verify.Unchanged(self._inputs)
         self._bound = ours.bind(problem, self._inputs)
         self.backend = self._bound.backend
-        conditions = telemetry.Gpu(self.device.index or 0).conditions if self.device.type == "cuda" else None
         self._subject = sampling.Subject(
-            "flash_dsa", self._bound.call, protocol, clock, self._poison, conditions=conditions
+            "flash_dsa", self._bound.call, protocol, clock, self._poison, telemetry.conditions_of(self.device)
         )
 
     def warm_up(self) -> float:

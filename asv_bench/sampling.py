@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asv_bench.clocks import Clock, CpuClock, CudaClock, Reading
-from asv_bench.errors import DeviceLost, InvalidMeasurement
+from asv_bench.errors import DeviceLost, InvalidMeasurement, reason_of
 from asv_bench.telemetry import Conditions, summarize
 
 CONFIDENCE = 0.95
@@ -460,7 +460,7 @@ def guarded(name: str, clock: Clock, action: Callable[[], object]) -> BaseExcept
         try:
             clock.wait()
         except Exception as lost:
-            raise DeviceLost(name, reason) from lost
+            raise DeviceLost(name, reason_of(reason)) from lost
         return reason
     return None
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asv_bench import sampling
 from asv_bench.cases import Problem, dense_case, sparse_case
-from asv_bench.errors import DeviceLost, NotInThisVersion, WrongAnswer, error_of
+from asv_bench.errors import Crashed, DeviceLost, NoNumber, NotInThisVersion, WrongAnswer, error_of
+from asv_bench.journal import Journal
+from asv_bench.worker import Worker
 
 if TYPE_CHECKING:
     from asv_bench import group
-    from asv_bench.telemetry import Conditions
 
 OURS = "flash_dsa"
 INPUT_SEED = 0  # the same tensors at every commit
@@ -112,35 +114,34 @@ CONTROLS = ("copy", "gemm")
 
 
 def measure(grid: Grid) -> Cache:
-    """Measures a grid, everything in this process.
+    """Measures a grid, in a process of its own: who ends it or loses the device is left out, and the rest goes on.
 
     Raises:
-        ImportError: when the library of this commit does not load; asv then marks every point as failed.
+        RuntimeError: when the library of this commit does not load; asv then marks every point as failed.
     """
-    notebook = Notebook()
-    reason = not_here(grid)
-    if reason:
-        notebook.write({"grid": grid.device, "error": f"unavailable: {reason}"})
-        return {WHOLE_GRID: {"unavailable": reason}}
-    notebook.open(grid.device)
-    try:
-        import flash_dsa  # noqa: F401
-    except Exception as error:
-        notebook.write({"error": f"failed: {error}"})
-        raise
-    cache = _measure_controls(grid, notebook)
-    for members in grid.groups():
-        try:
-            outcomes = _measure_group(members, grid, notebook)
-        except DeviceLost as lost:
-            failure = {"failed": error_of(lost)}
-            return {view: failure for group in grid.groups() for view in group} | cache
-        for view, outcome in outcomes.items():
-            if view[0] == "ratio":
-                cache[view] = _ratio(outcome, outcomes["dense", view[1], view[3], OURS])
-            else:
-                cache[view] = _entry(members[view][1], outcome)
+    with Worker() as worker, tempfile.TemporaryDirectory() as folder:
+        reason = worker.run(not_here, grid)
+        if reason:
+            Notebook().write({"grid": grid.device, "error": f"unavailable: {reason}"})
+            return {WHOLE_GRID: {"unavailable": reason}}
+        cache: Cache = worker.run(_measure_controls, grid)
+        for index in range(len(list(grid.groups()))):
+            cache |= _measure_group_in(worker, grid, index, Path(folder))
     return cache
+
+
+def _measure_group_in(worker: Worker, grid: Grid, index: int, folder: Path) -> Cache:
+    """Entries of a group's views; once more without a member that cost the worker its device or its life."""
+    broken: dict[View, NoNumber] = {}
+    while True:
+        try:
+            entries: Cache = worker.run(_measure_group, grid, index, broken, folder)
+            return entries
+        except (DeviceLost, Crashed) as ended:
+            view = Journal(folder).left
+            if view is None or tuple(view) in broken:  # before any launch, or by who was left out: no use trying again
+                raise
+            broken[tuple(view)] = ended
 
 
 def not_here(grid: Grid) -> str | None:
@@ -160,14 +161,6 @@ class Notebook:
     def __init__(self) -> None:
         name = os.environ.get("FLASH_DSA_TELEMETRY")
         self._path = Path(name) if name else None
-        self.conditions: Callable[[], Conditions] | None = None
-
-    def open(self, device: str) -> None:
-        """Writes down the machine; from now on `conditions` reads the device's, where it has any."""
-        from asv_bench import telemetry
-
-        self.conditions = telemetry.Gpu().conditions if device == "cuda" else None
-        self.write({"machine": telemetry.machine_facts(device)})
 
     def write(self, facts: dict[str, Any]) -> None:
         """Appends a line, stamped with the time."""
@@ -177,9 +170,15 @@ class Notebook:
                 lines.write(json.dumps({"timestamp": round(time.time(), 3), **facts}) + "\n")
 
 
-def _measure_controls(grid: Grid, notebook: Notebook) -> Cache:
+def _measure_controls(grid: Grid) -> Cache:
+    """Entries of the controls, measured first: in them shows what the machine was like."""
     import torch
 
+    import flash_dsa  # noqa: F401  where it does not load, nothing of this commit can be measured
+    from asv_bench import telemetry
+
+    notebook, conditions = Notebook(), telemetry.conditions_of(torch.device(grid.device))
+    notebook.write({"machine": telemetry.machine_facts(grid.device)})
     source = torch.ones(grid.copy_bytes, dtype=torch.uint8, device=grid.device)
     target = torch.empty_like(source)
     n = grid.gemm_size
@@ -187,7 +186,7 @@ def _measure_controls(grid: Grid, notebook: Notebook) -> Cache:
     product = torch.empty_like(a)
     calls = {"copy": lambda: target.copy_(source), "gemm": lambda: torch.mm(a, b, out=product)}
     clock = sampling.for_device(grid.device)[1]
-    results = sampling.measure(calls, grid.protocol, clock, conditions=notebook.conditions)
+    results = sampling.measure(calls, grid.protocol, clock, conditions=conditions)
     for name, result in results.items():
         notebook.write({"control": name, **_facts(result)})
     return {("control", name): _control_entry(result) for name, result in results.items()}
@@ -197,23 +196,42 @@ def _control_entry(result: sampling.Samples) -> Entry:
     return {"failed": error_of(result.error)} if result.error else {"samples": _rounded(sampling.units(result.bursts))}
 
 
-def _measure_group(
-    members: dict[View, tuple[Problem, str]], grid: Grid, notebook: Notebook
-) -> dict[View, group.Outcome]:
-    """Measures the members of a group in turns and writes down what asv has no place for."""
+def _measure_group(grid: Grid, index: int, broken: dict[View, NoNumber], folder: Path) -> Cache:
+    """Measures the members of a group in turns and writes down what asv has no place for.
+
+    Args:
+        grid: the grid. index: of the group. broken: members that are not tried again, and why.
+        folder: of the journal, which says who was launched last when this process ends.
+    """
     import torch
 
-    from asv_bench import group
+    from asv_bench import group, telemetry
 
-    device = torch.device(grid.device)
+    members = list(grid.groups())[index]
+    device, journal, notebook = torch.device(grid.device), Journal(folder), Notebook()
     clock = sampling.for_device(device)[1]
-    bench = group.Bench(device, grid.protocol, clock, INPUT_SEED, time.time_ns(), notebook.conditions)
-    outcomes = group.measure(bench, {view: group.Member(*member) for view, member in members.items()})
+    conditions = telemetry.conditions_of(device)
+    bench = group.Bench(device, grid.protocol, clock, INPUT_SEED, time.time_ns(), conditions)
+    tried = {view: group.Member(*member) for view, member in members.items() if view not in broken}
+    try:
+        outcomes = group.measure(bench, tried, journal.note)
+    except DeviceLost:
+        raise  # the journal says by whom
+    except Exception as error:  # nothing that one member did: what they share failed
+        outcomes = {view: group.Outcome(sampling.Samples(error=error)) for view in tried}
+    journal.close()
+    outcomes |= {view: group.Outcome(sampling.Samples(error=error)) for view, error in broken.items()}
     for view, (problem, _) in members.items():
         outcome = outcomes[view]
         notebook.write({"view": view, "backend": outcome.backend, **problem.fields, **_facts(outcome.samples)})
     group.free(device)
-    return outcomes
+    return {view: _entry_of(view, members[view][1], outcomes) for view in members}
+
+
+def _entry_of(view: View, implementation: str, outcomes: dict[View, group.Outcome]) -> Entry:
+    if view[0] == "ratio":
+        return _ratio(outcomes[view], outcomes["dense", view[1], view[3], OURS])
+    return _entry(implementation, outcomes[view])
 
 
 def _entry(implementation: str, outcome: group.Outcome) -> Entry:

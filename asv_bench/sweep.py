@@ -22,7 +22,7 @@ from asv_bench import group as groups
 from asv_bench import implementations, record, sampling, telemetry
 from asv_bench.cases import Case, Problem
 from asv_bench.clocks import Clock, CpuClock
-from asv_bench.errors import Crashed, DeviceLost, NoNumber, Unavailable, error_of, reason_of
+from asv_bench.errors import Crashed, DeviceLost, NoNumber, Unavailable, error_of
 from asv_bench.group import Bench, Member, Outcome
 from asv_bench.journal import Journal
 from asv_bench.record import Record, Store
@@ -69,7 +69,6 @@ class Run:
     journal: Journal = field(init=False)
     protocol: sampling.SamplingProtocol = sampling.CPU_PROTOCOL
     clock: Clock = field(default_factory=CpuClock)
-    gpu: telemetry.Gpu | None = None
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.options.output)
@@ -96,7 +95,6 @@ def start(options: Options) -> Run:
     run.facts["ceiling"] = telemetry.ceiling(options.device)
     if options.device.type == "cuda":
         run.gpu_name = torch.cuda.get_device_name(options.device)
-        run.gpu = telemetry.Gpu(options.device.index or 0)
     if options.fresh:
         for case in options.cases:
             for name in options.implementations:
@@ -207,16 +205,16 @@ def measure_group(
             records[key]["error"] = error_of(Crashed("ended the process, twice"))
         else:
             members[key] = Member(*key)
-    conditions = run.gpu.conditions if run.gpu else None
+    conditions = telemetry.conditions_of(run.options.device)
     bench = Bench(run.options.device, run.protocol, run.clock, run.options.seed, run.rows_seed, conditions)
     names = {repr(key): key for key in members}
     try:
         outcomes = groups.measure(bench, members, lambda key: run.journal.note(_journal_key(run, key)), show)
     except DeviceLost as lost:
         found = records[names[lost.name]]
-        found["error"] = f"{lost.kind}: {reason_of(lost.error)}"
+        found["error"] = error_of(lost)
         run.store.put(found)
-        raise Restart(f"{found['implementation']} took the device down: {lost.error}") from lost
+        raise Restart(f"{found['implementation']} took the device down: {lost}") from lost
     except Exception as error:  # nothing that one member did: what they share failed
         outcomes = {}
         for key in members:

@@ -8,9 +8,12 @@ import platform
 import re
 import socket
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 FIXED_MACHINES = ("h100-sxm", "cpu-x86")  # names whose records are tracked
 
@@ -125,6 +128,11 @@ class Gpu:
             "memory_bytes": None if memory is None else int(memory.total),
             "max_sm_clock_mhz": self._ask("nvmlDeviceGetMaxClockInfo", 1),
         }
+
+
+def conditions_of(device: torch.device) -> Callable[[], Conditions] | None:
+    """Reads the state of a GPU; None for a device that has no such state."""
+    return Gpu(device.index or 0).conditions if device.type == "cuda" else None
 
 
 def reason_names(bits: int) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from asv_bench import errors, group, implementations, sampling, suite
+from asv_bench import errors, group, implementations, sampling, suite, worker
 from asv_bench.errors import Unsupported
 from asv_bench.implementations import BoundCall, Implementation
 from asv_bench.sparse_prefill import SparsePrefillSmoke
@@ -31,9 +32,17 @@ DENSE = ("dense", 64, "192x128")
 RATIO = ("ratio", 64, 16, "192x128")
 
 
+class Here(worker.Worker):
+    """Runs everything in this process, where tests can plant what is measured."""
+
+    def run(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
 @pytest.fixture(autouse=True)
 def cpu_grid_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASH_DSA_BENCH_CPU", "1")
+    monkeypatch.setattr(suite, "Worker", Here)
 
 
 def replace_ours(monkeypatch: pytest.MonkeyPatch, call: Any) -> None:
@@ -133,24 +142,43 @@ def test_a_kernel_that_remembers_or_changes_its_inputs_is_a_failure(monkeypatch:
     from instrument import planted
 
     for kernel in (planted.remembers_a_copy, planted.zeroes_its_input):
-        replace_ours(monkeypatch, lambda problem, inputs, kernel=kernel: kernel(**inputs.arguments))
-        assert "wrong_answer" in suite.measure(TINY)[(*SPARSE, "flash_dsa")]["failed"]
-        monkeypatch.undo()
-        monkeypatch.setenv("FLASH_DSA_BENCH_CPU", "1")
+        with monkeypatch.context() as planting:
+            replace_ours(planting, lambda problem, inputs, kernel=kernel: kernel(**inputs.arguments))
+            assert "wrong_answer" in suite.measure(TINY)[(*SPARSE, "flash_dsa")]["failed"]
 
 
-def test_a_lost_device_fails_what_was_not_measured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = sampling.measure
+def test_a_lost_device_costs_its_member_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = implementations.Sdpa.bind
 
-    def lose(calls: Any, *args: Any, **options: Any) -> Any:
-        if any("dense" in name for name in calls):
-            raise errors.DeviceLost("dense", RuntimeError("illegal memory access"))
-        return measure(calls, *args, **options)
+    def lose(*args: Any) -> BoundCall:
+        bind(*args)
+        raise errors.DeviceLost("sdpa", "RuntimeError: illegal memory access")
 
-    monkeypatch.setattr(sampling, "measure", lose)
+    monkeypatch.setattr(implementations.Sdpa, "bind", lose)
     cache = suite.measure(TINY)
-    assert cache[(*SPARSE, "flash_dsa")]["samples"]
-    assert all("illegal memory access" in cache[view]["failed"] for view in ((*DENSE, "flash_dsa"), RATIO))
+    assert cache[(*DENSE, "sdpa")] == {"unavailable": "device_lost: RuntimeError: illegal memory access"}
+    assert all(cache[view]["samples"] for view in ((*SPARSE, "flash_dsa"), (*DENSE, "flash_dsa"), RATIO))
+
+
+def test_a_device_lost_by_what_the_members_share_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody to leave out: measuring again and again would not end."""
+    monkeypatch.setattr(group.verify, "Unchanged", refuse_by(errors.DeviceLost("", "RuntimeError: fell off the bus")))
+    with pytest.raises(errors.DeviceLost, match="fell off the bus"):
+        suite.measure(TINY)
+
+
+def test_what_the_members_share_failing_fails_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group.verify, "Unchanged", refuse_by(RuntimeError("out of checksums")))
+    cache = suite.measure(TINY)
+    assert "out of checksums" in cache[(*SPARSE, "flash_dsa")]["failed"]
+    assert "out of checksums" in cache[RATIO]["failed"]
+    assert cache["control", "copy"]["samples"]
+
+
+def test_a_library_that_does_not_load_fails_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_dsa", None)
+    with pytest.raises(ImportError, match="flash_dsa"):
+        suite.measure(TINY)
 
 
 def test_grid_of_the_other_kind_of_machine_is_na(monkeypatch: pytest.MonkeyPatch) -> None:
