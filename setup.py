@@ -402,10 +402,10 @@ def ninja_command() -> list[str]:
 
 
 def commit_built() -> str:
-    """FLASH_DSA_COMMIT says it in a copy without git."""
+    """FLASH_DSA_COMMIT says it in a copy without git, which may lie inside another repository."""
     named = os.environ.get("FLASH_DSA_COMMIT")
-    if named:
-        return named
+    if named or not (ROOT / ".git").exists():
+        return named or "unknown"
     try:
         result = subprocess.run(
             ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False

@@ -222,6 +222,20 @@ def test_a_copy_without_git_is_told_its_commit(build: ModuleType, monkeypatch: p
     assert build.commit_built() == "0123456789" * 4
 
 
+def test_a_copy_inside_another_repository_is_not_its_commit(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FLASH_DSA_COMMIT", raising=False)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "another project"], check=True)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(build, "ROOT", tmp_path / "copy")
+    assert build.commit_built() == "unknown"
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    assert len(build.commit_built()) == 40
+
+
 @pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "riscv64")])
 def test_other_platforms(build: ModuleType, monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)
