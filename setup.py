@@ -40,6 +40,9 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest tor
 # Sources of a target are kernels/<op>/<stem>.<suffix>; sm90a and sm100f get theirs with their first kernel.
 GPU_TARGETS = {"sm80": "sm80.cu", "sm90a": "sm90.cu", "sm100f": "sm100.cu"}
 
+# Slowdowns that a drill may plant in CUDA kernels beside delay:SHARE (kernels/planted.h).
+CUDA_PLANTS = ("stage", "sync", "spill")
+
 # What the portable sources are compiled for. SM100 is served by them until an sm100f kernel exists. PTX of the
 # entries marked True serves the GPUs in between and those that come after.
 SM80_ARCHITECTURES = {"80": True, "90": False, "100": False, "120": True}
@@ -94,29 +97,34 @@ class Plan:
     targets: list[str] = field(default_factory=lambda: ["cpu"])
     sm80: list[str] = field(default_factory=list)
     nvcc: Nvcc | None = None
-    delay_ppm: int = 0  # what a drill plants: kernels/planted.h
+    plant: str = ""  # what a drill plants: kernels/planted.h
     objects: list[tuple[str, str | None]] = field(default_factory=list)  # label and target; filled by ninja_file
 
     @property
     def folder(self) -> Path:
         names = [".".join(["sm80", *self.sm80]) if name == "sm80" else name for name in self.targets]
-        return BUILD / "-".join([*names, *([f"delay{self.delay_ppm}"] if self.delay_ppm else [])])
+        return BUILD / "-".join([*names, *([self.plant.replace(":", "-")] if self.plant else [])])
 
     @property
-    def plant(self) -> list[str]:
-        return [f"-DFLASH_DSA_PLANTED_DELAY_PPM={self.delay_ppm}"] if self.delay_ppm else []
+    def planted(self) -> list[str]:
+        """Flags of the plant."""
+        name, _, share = self.plant.partition(":")
+        if not name:
+            return []
+        return [f"-DFLASH_DSA_PLANTED_{name.upper()}" + (f"={round(float(share) * 1e6)}" if share else "")]
 
 
-def planted_delay(text: str) -> int:
-    """Parts per million of FLASH_DSA_PLANT, such as `delay:0.01`; 0 for nothing."""
-    if not text:
-        return 0
+def plant_of(text: str, targets: list[str]) -> str:
+    """What FLASH_DSA_PLANT asks for, such as `delay:0.01`, if these targets can have it."""
     match = re.fullmatch(r"delay:(\d+(?:\.\d+)?)", text)
-    share = float(match[1]) if match else 0.0
-    if not 0 < share <= 1:
-        raise BuildError(f"FLASH_DSA_PLANT expected delay:SHARE with a share up to 1, such as delay:0.01, got {text!r}")
-    say(f"this library is planted: its kernels wait for {share:.1%} of their time. It is for drills, not for use")
-    return round(share * 1e6)
+    if not (text in ("", *CUDA_PLANTS) or (match and 0 < float(match[1]) <= 1)):
+        names = ", ".join(CUDA_PLANTS)
+        raise BuildError(f"FLASH_DSA_PLANT expected delay:SHARE with a share up to 1, or one of {names}, got {text!r}")
+    if text in CUDA_PLANTS and targets == ["cpu"]:
+        raise BuildError(f"FLASH_DSA_PLANT={text} is of CUDA kernels, and only cpu is built")
+    if text:
+        say(f"this library is planted with {text}: its kernels are slower. It is for drills, not for use")
+    return text
 
 
 def find_nvcc() -> str | None:
@@ -337,7 +345,7 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
         "-Wall",
         "-Wextra",
         STABLE_ABI,
-        *plan.plant,
+        *plan.planted,
     ]
     link = ["-shared", f"-Wl,--version-script={EXPORTS}", *torch_links]
     rules = [
@@ -372,7 +380,7 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
             "-Xcompiler=-fPIC,-fvisibility=hidden",
             f'-Xcompiler="{here}"',  # quoted for nvcc, which splits at commas
             "--threads=2",
-            *plan.plant,
+            *plan.planted,
         ]
         for target in plan.targets[1:]:
             gencode = sm80_gencode(plan.sm80) if target == "sm80" else GENCODE[target]
@@ -430,7 +438,7 @@ def build_library() -> tuple[Path, dict[str, str]]:
     check_platform()
     includes, links, torch_version = torch_flags()
     plan = make_plan(os.environ.get("FLASH_DSA_TARGETS", "") or "auto")
-    plan.delay_ppm = planted_delay(os.environ.get("FLASH_DSA_PLANT", ""))
+    plan.plant = plant_of(os.environ.get("FLASH_DSA_PLANT", ""), plan.targets)
     plan.folder.mkdir(parents=True, exist_ok=True)
     (plan.folder / "build.ninja").write_text(ninja_file(plan, includes, links))
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []

@@ -1,5 +1,9 @@
 // Slowdowns that drills plant, to see that the judge finds them. Built only with FLASH_DSA_PLANT (setup.py): without it
-// these types are empty and nothing of them is compiled.
+// nothing of them is compiled.
+//   delay:SHARE  every block of threads waits for a share of its time
+//   stage        copies are waited for as soon as they are started: the pipeline has lost the stage that hides them
+//   sync         one more barrier of all threads per block of keys
+//   spill        two registers of a thread go through local memory per block of keys
 #pragma once
 
 #ifdef __CUDACC__
@@ -10,7 +14,7 @@
 
 namespace flash_dsa {
 
-#ifdef FLASH_DSA_PLANTED_DELAY_PPM
+#ifdef FLASH_DSA_PLANTED_DELAY  // parts per million
 
 #ifdef __CUDACC__
 // At the end of its scope a thread waits for a share of the SM cycles it spent there: a block takes that much longer.
@@ -18,7 +22,7 @@ class PlantedDelay {
  public:
   FLASH_DSA_DEVICE PlantedDelay() : begun_(clock64()) {}
   FLASH_DSA_DEVICE ~PlantedDelay() {
-    const long long until = begun_ + (clock64() - begun_) * (1000000LL + FLASH_DSA_PLANTED_DELAY_PPM) / 1000000LL;
+    const long long until = begun_ + (clock64() - begun_) * (1000000LL + FLASH_DSA_PLANTED_DELAY) / 1000000LL;
     while (clock64() < until) {
     }
   }
@@ -32,7 +36,7 @@ class PlantedDelay {
  public:
   ~PlantedDelay() {
     const auto spent = std::chrono::steady_clock::now() - begun_;
-    while (std::chrono::steady_clock::now() - begun_ < spent * (1000000LL + FLASH_DSA_PLANTED_DELAY_PPM) / 1000000LL) {
+    while (std::chrono::steady_clock::now() - begun_ < spent * (1000000LL + FLASH_DSA_PLANTED_DELAY) / 1000000LL) {
     }
   }
 
@@ -44,6 +48,32 @@ class PlantedDelay {
 #else
 
 class PlantedDelay {};
+
+#endif
+
+#ifdef __CUDACC__
+
+#ifdef FLASH_DSA_PLANTED_STAGE
+constexpr bool kPlantedStage = true;
+#else
+constexpr bool kPlantedStage = false;
+#endif
+
+FLASH_DSA_DEVICE void planted_sync() {
+#ifdef FLASH_DSA_PLANTED_SYNC
+  __syncthreads();
+#endif
+}
+
+template <class T>
+FLASH_DSA_DEVICE T planted_spill(T value) {
+#ifdef FLASH_DSA_PLANTED_SPILL
+  volatile T spilled = value;
+  return spilled;
+#else
+  return value;
+#endif
+}
 
 #endif
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "planted.h"
+
 namespace flash_dsa::sm80 {
 
 using bf16 = __nv_bfloat16;
@@ -37,11 +39,14 @@ __device__ inline void copy_async(uint32_t destination, const void* source, int 
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(destination), "l"(source), "r"(bytes));
 }
 
-__device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-
 template <int kPending>
 __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+__device__ inline void copy_async_commit() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+  if constexpr (kPlantedStage) copy_async_wait<0>();
 }
 
 // Copies `kRows` rows of `kColumns` bf16 to a swizzled tile. `number_of(row)` is the number of the row at `base` to

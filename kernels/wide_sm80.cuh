@@ -134,6 +134,7 @@ class WideAttention {
     for (int block = 0; block < blocks; ++block) {
       copy_async_wait<0>();
       __syncthreads();
+      planted_sync();
       keys.at_top(block);
       float partial[2][Tile::kScoreTiles][4] = {};
       multiply_scores(partial, wide_tile(keys.nope(block)));
@@ -263,7 +264,7 @@ class WideAttention {
         const uint32_t offset = probability_offset<Tile>(row, n_half_ * (Tile::kHalfN / kChunk) + n);
         *reinterpret_cast<uint32_t*>(memory_ + Tile::kSwap + offset + lane_ % 4 * 4) = pack_bf16(p0, p1);
       }
-      sum_[h] = sum_[h] * rescale + block_sum;
+      sum_[h] = planted_spill(sum_[h] * rescale + block_sum);
     }
   }
 

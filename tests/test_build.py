@@ -202,19 +202,37 @@ def test_no_torch(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         build.torch_flags()
 
 
-def test_a_planted_delay_has_a_folder_of_its_own_and_is_said(
-    build: ModuleType, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "text, folder, flags",
+    [
+        ("", "cpu-sm80.90", []),
+        ("delay:0.01", "cpu-sm80.90-delay-0.01", ["-DFLASH_DSA_PLANTED_DELAY=10000"]),
+        ("stage", "cpu-sm80.90-stage", ["-DFLASH_DSA_PLANTED_STAGE"]),
+    ],
+)
+def test_a_plant_has_a_folder_of_its_own_and_is_said(
+    build: ModuleType, capsys: pytest.CaptureFixture[str], text: str, folder: str, flags: list[str]
 ) -> None:
-    plan = build.Plan(delay_ppm=build.planted_delay("delay:0.01"))
-    assert plan.folder.name == "cpu-delay10000" and plan.plant == ["-DFLASH_DSA_PLANTED_DELAY_PPM=10000"]
-    assert "planted: its kernels wait for 1.0% of their time" in capsys.readouterr().err
-    assert build.planted_delay("") == 0 and build.Plan().plant == [] and build.Plan().folder.name == "cpu"
+    targets = ["cpu", "sm80"]
+    plan = build.Plan(targets, ["90"], plant=build.plant_of(text, targets))
+    assert plan.folder.name == folder and plan.planted == flags
+    assert (f"this library is planted with {text}" in capsys.readouterr().err) == bool(text)
 
 
-@pytest.mark.parametrize("text", ["0.01", "delay:", "delay:0", "delay:2", "delay:-1", "delay:0.01;rm"])
+@pytest.mark.parametrize("text", ["0.01", "delay:", "delay:0", "delay:2", "delay:-1", "delay:0.01;rm", "STAGE"])
 def test_a_plant_that_is_none(build: ModuleType, text: str) -> None:
-    with pytest.raises(SystemExit, match="FLASH_DSA_PLANT expected delay:SHARE"):
-        build.planted_delay(text)
+    with pytest.raises(SystemExit, match="FLASH_DSA_PLANT expected delay:SHARE .* or one of stage, sync, spill, got"):
+        build.plant_of(text, ["cpu", "sm80"])
+
+
+def test_a_plant_of_cuda_kernels_without_any(build: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="FLASH_DSA_PLANT=sync is of CUDA kernels, and only cpu is built"):
+        build.plant_of("sync", ["cpu"])
+
+
+def test_every_plant_is_in_the_kernels(build: ModuleType) -> None:
+    planted = (ROOT / "kernels" / "planted.h").read_text()
+    assert all(f"FLASH_DSA_PLANTED_{name.upper()}\n" in planted for name in build.CUDA_PLANTS)
 
 
 def test_a_copy_without_git_is_told_its_commit(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ class NarrowAttention {
     for (int block = 0; block < blocks; ++block) {
       copy_async_wait<0>();
       __syncthreads();
+      planted_sync();
       if (block + 1 < blocks) copy_block(block + 1);
       copy_async_commit();
       float score[Tile::kScoreTiles][4] = {};
@@ -139,7 +140,7 @@ class NarrowAttention {
         block_sum += p0 + p1;
         p[n / 2][n % 2 * 2 + h] = pack_bf16(p0, p1);
       }
-      sum_[h] = sum_[h] * rescale + block_sum;
+      sum_[h] = planted_spill(sum_[h] * rescale + block_sum);
 #pragma unroll
       for (int n = 0; n < Tile::kOutTiles; ++n) {
         out_[n][h * 2] *= rescale;
