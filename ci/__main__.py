@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     pr.add_argument("--measure-same-code", action="store_true", help="also where both builds hold the same code")
     pr.add_argument("--swap", action="store_true", help="give each side the other's build: ratios must invert")
     drill = commands.add_parser("drill", help="plant slowdowns in HEAD's kernels and see whether they are found")
-    drill.add_argument("--plants", default=",".join(f"{plant:g}" for plant in drills.PLANTS), help="relative delays")
+    drill.add_argument(
+        "--plants",
+        default=",".join(drills.PLANTS),
+        help=f"what to plant: nothing, delay:SHARE, {', '.join(drills.REAL)} (default: nothing and delays)",
+    )
+    drill.add_argument("--cases", default="", help="ids of cases (default: the grid of this machine)")
+    drill.add_argument("--times", type=int, default=1, help="take this many times the blocks of a check (default: 1)")
     drill.add_argument("--repeat", type=int, default=1, help="runs of each (default: 1)")
     drill.add_argument("--record", type=Path, help="file to append to (default: ci/drills/local.jsonl)")
     drill.add_argument("--show", action="store_true", help="only count what the file holds")
@@ -68,16 +75,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _drill(options: argparse.Namespace) -> int:
-    try:
-        plants = [float(word) for word in options.plants.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--plants: expected numbers, got {options.plants!r}") from error
-    if options.repeat < 1 or not all(0 <= plant <= 1 for plant in plants):
-        raise UsageError("expected --repeat of at least 1 and --plants from 0 to 1")
+    plants = tuple(options.plants.split(","))
+    for plant in plants:
+        if plant not in (drills.NOTHING, *drills.REAL) and not re.fullmatch(r"delay:(0\.\d+|1)", plant):
+            names = ", ".join(drills.REAL)
+            raise UsageError(f"--plants: expected nothing, delay:SHARE with a share up to 1, {names}, got {plant!r}")
+    for name, value in (("--repeat", options.repeat), ("--times", options.times)):
+        if value < 1:
+            raise UsageError(f"{name}: expected at least 1, got {value}")
+    cases = tuple(filter(None, options.cases.split(",")))
     record = options.record or drills.LOCAL
     if not options.show:
-        drills.run(Path.cwd(), plants, options.repeat, record, policy.load())
-    print(drills.table(drills.count(drills.read(record))))
+        chosen = drills.Drills(plants, options.repeat, cases, options.times)
+        drills.run(Path.cwd(), chosen, record, policy.load())
+    found = drills.read(record)
+    print(drills.table(drills.count(found)))
+    if any(line["times"] > 1 for line in found):
+        print("", drills.longer_table(found), sep="\n")
     return verdict.NOTHING_TO_REPORT
 
 

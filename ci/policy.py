@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ class Policy:
     clock_tolerance: float
     power_capped_share: float
     classes: tuple[KernelClass, ...]
+
+    def longer(self, times: int) -> Policy:
+        """So many times the most blocks and the budget of every class, and a single look at the end."""
+        classes = (
+            replace(
+                one,
+                first_look=times * one.max_blocks,
+                max_blocks=times * one.max_blocks,
+                budget_seconds=times * one.budget_seconds,
+            )
+            for one in self.classes
+        )
+        return replace(self, classes=tuple(classes))
 
     def class_of(self, device: str, seconds: float) -> KernelClass:
         """The class of a kernel.

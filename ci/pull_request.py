@@ -82,7 +82,7 @@ class Options:
         root: of the repository. base, head: revisions. output: folder; by default build/pr-check/<base>-<head>.
         measure_same_code: whether cases whose code is the same on both sides are measured all the same.
         swap: whether each side runs the other's build: a test of the check itself, whose ratios must invert.
-        plant: a slowdown to build into head, as in a drill.
+        plant: a slowdown to build into head, as in a drill. cases: ids, all of the machine's grid when empty.
     """
 
     root: Path
@@ -92,6 +92,7 @@ class Options:
     measure_same_code: bool = False
     swap: bool = False
     plant: str = ""
+    cases: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -234,7 +235,7 @@ def _start(side: Checked, suite: Path, socket: Path, cases: tuple[str, ...]) -> 
 
 def _measure(sides: Mapping[str, Checked], suite: Path, output: Path, policy: Policy, options: Options) -> None:
     """Runs both processes through the grid; after a crash, new ones through what is left of it."""
-    left: tuple[str, ...] | None = None
+    left: tuple[str, ...] | None = options.cases or None
     while left is None or left:
         # Short whatever the output's path: the system limits a socket's name.
         with tempfile.TemporaryDirectory(prefix="flash-dsa-") as folder, Baton(Path(folder) / "baton") as baton:

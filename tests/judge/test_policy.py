@@ -87,3 +87,10 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("power =")
     with pytest.raises(policy.PolicyError, match="Invalid value"):
         policy.load(tmp_path / "policy.toml")
+
+
+def test_a_longer_policy_looks_once_at_the_end() -> None:
+    loaded = policy.load()
+    for ours, longer in zip(loaded.classes, loaded.longer(10).classes, strict=True):
+        assert longer.looks == (10 * ours.max_blocks,) and longer.budget_seconds == 10 * ours.budget_seconds
+        assert longer.process_noise == ours.process_noise
