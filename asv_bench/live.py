@@ -63,7 +63,9 @@ class LiveCase:
         Returns:
             `seconds` and `cycles` (or None) of the kept samples, `discarded` by reason, `power_capped` (or None).
         """
-        launches = self._subject.burst()
+        self._subject.burst()
+        self._subject.disregard_disturbed()
+        launches = self._subject.samples.taken[-1]
         # Where every launch waits for its host, that is its time; else those that waited are disturbed ones.
         clean = [launch for launch in launches if not launch.reason]
         kept = clean or [launch for launch in launches if launch.reason == "starved"]

@@ -345,13 +345,17 @@ class Subject:
         )
         return result.taken[-1]
 
+    def disregard_disturbed(self) -> None:
+        """Discards launches that were preempted or taken on a clock ramp, beside all that was taken so far."""
+        known = [state.power_capped for state in self._seen if state.power_capped is not None]
+        self.samples.power_capped = any(known) if known else None
+        _disregard_disturbed(self.samples)
+
     def conclude(self) -> Samples:
         """Decides what is kept once all bursts are known, and whether that is a measurement."""
         result = self.samples
         result.telemetry |= summarize(self._seen)
-        known = [state.power_capped for state in self._seen if state.power_capped is not None]
-        result.power_capped = any(known) if known else None
-        _disregard_disturbed(result)
+        self.disregard_disturbed()
         kept, taken = len(result.seconds), sum(map(len, result.taken))
         starved = result.discarded.get("starved", 0)
         if starved and kept < SAMPLES_MIN:

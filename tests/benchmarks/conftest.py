@@ -24,6 +24,7 @@ from asv_bench.live import LiveCase
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALONE_BURSTS = 3
+MEMORY_SHARE = 0.9  # of the card, for both sides' tensors; contexts, flush buffers and checks take the rest
 
 
 def chosen() -> tuple[cases.Case, ...]:
@@ -44,6 +45,20 @@ def build() -> dict[str, str]:
     package = Path(flash_dsa.__file__).resolve().parent
     library = package / "libflash_dsa.so"
     return {"folder": str(package), "library": hashlib.sha256(library.read_bytes()).hexdigest()}
+
+
+def leave_room_for_both(case: cases.Case) -> None:
+    """Refuses what two processes could not hold at once: they would fail half-way, or page.
+
+    Raises:
+        InvalidMeasurement: with the sizes.
+    """
+    memory = torch.cuda.get_device_properties(0).total_memory if DEVICE == "cuda" else None
+    both = 2 * case.problem.bytes
+    if memory is not None and both > MEMORY_SHARE * memory:
+        raise errors.InvalidMeasurement(
+            f"inputs and outputs of both sides take {both / 1e9:.1f} GB, this card has {memory / 1e9:.1f} GB"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +112,7 @@ class Live:
         self._benchmark._timer = clock.read
         stats = self._benchmark._make_stats(iterations=1)
         try:
+            leave_room_for_both(case)
             found = LiveCase(case.problem, DEVICE, protocol, clock)
         except Exception as error:
             self._give_up(case, error)
@@ -142,7 +158,13 @@ class Live:
 
     def _give_up(self, case: cases.Case, error: Exception) -> None:
         self._benchmark.has_error = True
-        if self._judge:
-            reason = "wrong_answer" if isinstance(error, errors.WrongAnswer) else "crash"
-            absent = isinstance(error, errors.NotInThisVersion)
-            self._judge.say("failed", case=case.id, reason=reason, detail=errors.reason_of(error), absent=absent)
+        if not self._judge:
+            return
+        try:
+            sampling.for_turns(DEVICE)[1].wait()
+        except Exception as lost:  # the judge sees the process end, and starts another for the cases that are left
+            pytest.exit(f"{case.id} took the device down: {errors.reason_of(lost)}", returncode=1)
+        reasons = {errors.WrongAnswer: "wrong_answer", errors.InvalidMeasurement: "invalid_measurement"}
+        absent = isinstance(error, errors.NotInThisVersion)
+        detail = errors.reason_of(error)
+        self._judge.say("failed", case=case.id, reason=reasons.get(type(error), "crash"), detail=detail, absent=absent)

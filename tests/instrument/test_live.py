@@ -83,6 +83,22 @@ def test_starved_launches_count_only_where_there_is_nothing_else(
     reasons: tuple[Any, ...], kept: int, discarded: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = live()
-    monkeypatch.setattr(case._subject, "burst", lambda: [Launch(1e-3, 1.8e9, reason) for reason in reasons])
+    take(case, monkeypatch, [Launch(1e-3, 1.8e9, reason) for reason in reasons])
     burst = case.burst()
     assert len(burst["seconds"]) == len(burst["cycles"]) == kept and burst["discarded"] == discarded
+
+
+def take(case: LiveCase, monkeypatch: pytest.MonkeyPatch, *bursts: list[Launch]) -> None:
+    """Lets the next bursts of a case be these."""
+    coming = iter(bursts)
+    monkeypatch.setattr(case._subject, "burst", lambda: case._subject.samples.taken.append(next(coming)))
+
+
+def test_preempted_launches_and_clock_ramps_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what the side took so far; a slower side is not slower than itself."""
+    case = live()
+    steady = [Launch(1e-3, 1.8e9)] * 8
+    take(case, monkeypatch, steady, [*steady[:6], Launch(2e-3, 1.8e9), Launch(1.25e-3, 1.44e9)])
+    assert len(case.burst()["seconds"]) == 8
+    burst = case.burst()
+    assert burst["seconds"] == [1e-3] * 6 and burst["discarded"] == {"preempted": 1, "clock_ramp": 1}
