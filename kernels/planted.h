@@ -20,14 +20,20 @@ namespace flash_dsa {
 // At the end of its scope a thread waits for a share of the SM cycles it spent there: a block takes that much longer.
 class PlantedDelay {
  public:
-  FLASH_DSA_DEVICE PlantedDelay() : begun_(clock64()) {}
+  FLASH_DSA_DEVICE PlantedDelay() : begun_(now()) {}
   FLASH_DSA_DEVICE ~PlantedDelay() {
-    const long long until = begun_ + (clock64() - begun_) * (1000000LL + FLASH_DSA_PLANTED_DELAY) / 1000000LL;
-    while (clock64() < until) {
+    const long long until = begun_ + (now() - begun_) * (1000000LL + FLASH_DSA_PLANTED_DELAY) / 1000000LL;
+    while (now() < until) {
     }
   }
 
  private:
+  static FLASH_DSA_DEVICE long long now() {
+    long long cycles;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(cycles));
+    return cycles;
+  }
+
   long long begun_;
 };
 #else

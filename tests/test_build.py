@@ -230,9 +230,31 @@ def test_a_plant_of_cuda_kernels_without_any(build: ModuleType) -> None:
         build.plant_of("sync", ["cpu"])
 
 
-def test_every_plant_is_in_the_kernels(build: ModuleType) -> None:
-    planted = (ROOT / "kernels" / "planted.h").read_text()
-    assert all(f"FLASH_DSA_PLANTED_{name.upper()}\n" in planted for name in build.CUDA_PLANTS)
+@pytest.mark.parametrize("plant", ["", "delay:0.01", "stage", "sync", "spill"])
+def test_every_plant_compiles_and_is_other_code(build: ModuleType, tmp_path: Path, plant: str) -> None:
+    nvcc = build.find_nvcc()
+    if not nvcc:
+        pytest.skip("no nvcc")
+    source = tmp_path / "kernel.cu"
+    source.write_text("""
+    #include "sm80.cuh"
+    using namespace flash_dsa;
+    __global__ void kernel(float* value) {
+      [[maybe_unused]] PlantedDelay delay;
+      sm80::copy_async_commit();
+      planted_sync();
+      *value = planted_spill(*value + 1.0f);
+    }
+    """)
+
+    def ptx(flags: list[str]) -> str:
+        out = tmp_path / "kernel.ptx"
+        command = [nvcc, "-std=c++20", "-arch=compute_80", "-ptx", f"-I{ROOT / 'kernels'}", *flags]
+        subprocess.run([*command, source, "-o", out], check=True)
+        return out.read_text()
+
+    flags = build.Plan(plant=plant).planted
+    assert (ptx(flags) == ptx([])) == (not flags)
 
 
 def test_a_copy_without_git_is_told_its_commit(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
