@@ -79,10 +79,10 @@ class Cut:
         return 1.0
 
 class Awaited:
-    timeout = 0.5
+    timeout = 3
 
     def setup_cache(self):
-        time.sleep(1)
+        time.sleep(5)
         return 2.0
     setup_cache.timeout = 60
 
