@@ -1,19 +1,24 @@
-"""The numbers of docs/judging.md: blocks between marks, made from `policy.toml`, so that words and rule cannot part."""
+"""The numbers of docs/judging.md: blocks between marks, made from `policy.toml` and from the tracked drills, so that words,
+rule and evidence cannot part."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from ci import stats
+from ci import drill, stats
 from ci.markdown import milliseconds, percent
 from ci.policy import KernelClass, Policy
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "judging.md"
-_BLOCK = re.compile(r"^<!-- policy: (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /policy -->$", re.M | re.S)
-_MARK = re.compile(r"^<!-- /?policy.*-->$", re.M)
+DRILLS = Path(__file__).resolve().parent / "drills"
+_BLOCK = re.compile(
+    r"^<!-- (?P<kind>policy|drills): (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /(?P=kind) -->$", re.M | re.S
+)
+_MARK = re.compile(r"^<!-- /?(policy|drills).*-->$", re.M)
 
 
 class UnknownBlock(RuntimeError):
@@ -21,19 +26,23 @@ class UnknownBlock(RuntimeError):
 
 
 def fill(text: str, policy: Policy) -> str:
-    """Fills the blocks of a page, from `<!-- policy: NAME -->` to `<!-- /policy -->`, each on a line of its own.
+    """Fills the blocks of a page, from `<!-- KIND: NAME -->` to `<!-- /KIND -->`, each on a line of its own.
+
+    Of the kind `policy` are BLOCKS; of the kind `drills` the records of ci/drills, by machine.
 
     Raises:
         UnknownBlock: for a name that does not exist, or a block that does not end.
+        results.Unreadable: when the records of drills cannot be read.
     """
     if len(_MARK.findall(text)) != 2 * len(_BLOCK.findall(text)):
-        raise UnknownBlock("a block `<!-- policy: NAME -->` is malformed or does not end")
+        raise UnknownBlock("a block `<!-- KIND: NAME -->` is malformed or does not end")
 
     def replace(match: re.Match[str]) -> str:
-        name = match["name"]
-        if name not in BLOCKS:
+        kind, name = match["kind"], match["name"]
+        if kind == "policy" and name not in BLOCKS:
             raise UnknownBlock(f"block: expected one of {', '.join(BLOCKS)}, got {name}")
-        return f"<!-- policy: {name} -->\n{BLOCKS[name](policy)}\n<!-- /policy -->"
+        body = BLOCKS[name](policy) if kind == "policy" else _drills(name)
+        return f"<!-- {kind}: {name} -->\n{body}\n<!-- /{kind} -->"
 
     return _BLOCK.sub(replace, text)
 
@@ -117,6 +126,21 @@ def _invalid(policy: Policy) -> str:
         f"If more than {_share(policy.max_discarded_share)} of a side's samples were discarded, the case is `failed` "
         "with the reason `invalid_measurement`."
     )
+
+
+def _drills(machine: str) -> str:
+    lines = drill.read(DRILLS / f"{machine}.jsonl")
+    checks = [line for line in lines if line["times"] == 1]
+    seconds = statistics.median(line["seconds"] for line in checks)
+    cards = ", ".join(sorted({line["machine"] for line in lines}))
+    commits = ", ".join(dict.fromkeys(line["commit"][:12] for line in lines))
+    said = [
+        f"{len(checks)} checks on {cards} at {commits}, {seconds:.0f} s each in the median, starts of processes included:",
+        drill.table(drill.count(lines)),
+    ]
+    if any(line["plant"] in drill.REAL for line in checks):
+        said += ["Real slowdowns, beside measurements with several times the blocks:", drill.longer_table(lines)]
+    return "\n\n".join(said)
 
 
 BLOCKS: dict[str, Callable[[Policy], str]] = {

@@ -86,6 +86,7 @@ def run(root: Path, drills: Drills, record: Path, policy: Policy, say: Callable[
                 "HEAD",
                 measure_same_code=True,
                 plant="" if plant == NOTHING else plant,
+                base_plant="delay:0" if plant.startswith("delay:") else "",
                 cases=tuple(drills.cases),
             )
             found = pull_request.run(options, chosen)

@@ -82,7 +82,7 @@ class Options:
         root: of the repository. base, head: revisions. output: folder; by default build/pr-check/<base>-<head>.
         measure_same_code: whether cases whose code is the same on both sides are measured all the same.
         swap: whether each side runs the other's build: a test of the check itself, whose ratios must invert.
-        plant: a slowdown to build into head, as in a drill. cases: ids, all of the machine's grid when empty.
+        plant, base_plant: slowdowns to build into head and base, as in a drill. cases: ids, all of the machine's grid when empty.
     """
 
     root: Path
@@ -92,6 +92,7 @@ class Options:
     measure_same_code: bool = False
     swap: bool = False
     plant: str = ""
+    base_plant: str = ""
     cases: tuple[str, ...] = ()
 
     @property
@@ -109,7 +110,7 @@ def run(options: Options, policy: Policy) -> results.Verdicts:
     commits = {"base": _commit(options.root, options.base), "head": _commit(options.root, options.head)}
     output = output_of(options, commits["base"], commits["head"])
     output.mkdir(parents=True, exist_ok=True)
-    plants = {"base": "", "head": options.plant}
+    plants = {"base": options.base_plant, "head": options.plant}
     sides = {name: _side(name, commits[name], plants[name], options.folder, output) for name in SIDES}
     with _alone(output / "lock", f"another check of {output.name} is running"):
         for side in sides.values():

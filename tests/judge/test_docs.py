@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ci import __main__ as command
-from ci import docs, policy
+from ci import docs, policy, results
 
 POLICY = policy.load()
 
@@ -20,7 +21,7 @@ def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_number_stands_outside_the_blocks() -> None:
-    words = re.sub(r"<!-- policy: .*?<!-- /policy -->", "", docs.PAGE.read_text(), flags=re.S)
+    words = re.sub(r"<!-- (policy|drills): .*?<!-- /\1 -->", "", docs.PAGE.read_text(), flags=re.S)
     assert not re.findall(r"\d", words)
 
 
@@ -41,8 +42,29 @@ def test_a_changed_policy_changes_the_page(tmp_path: Path) -> None:
     [
         ("<!-- policy: nonsense -->\n<!-- /policy -->\n", "block: expected one of classes, rule, .*, got nonsense"),
         ("<!-- policy: rule -->\n", "malformed or does not end"),
+        ("<!-- policy: rule -->\n<!-- /drills -->\n", "malformed or does not end"),
     ],
 )
 def test_a_block_that_nothing_fills_is_an_error(text: str, message: str) -> None:
     with pytest.raises(docs.UnknownBlock, match=message):
         docs.fill(text, POLICY)
+
+
+def test_drills_are_counted_from_their_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(plant: str, verdict: str, times: int = 1) -> str:
+        case = {"id": "a", "verdict": verdict, "kernels": "0.2 to 10 ms", "ratio": 1.02, "low": 1.01, "high": 1.03}
+        facts = {"machine": "a card", "commit": "0123456789abcdef", "seconds": 31.2, "times": times, "plant": plant}
+        return json.dumps({**facts, "cases": [{**case, "blocks": []}]})
+
+    record = tmp_path / "box.jsonl"
+    monkeypatch.setattr(docs, "DRILLS", tmp_path)
+    page = "<!-- drills: box -->\n<!-- /drills -->\n"
+    record.write_text(line("nothing", "unchanged") + "\n")
+    filled = docs.fill(page, POLICY)
+    assert "1 checks on a card at 0123456789ab, 31 s each" in filled and "| nothing | 0.2 to 10 ms | 0 | 1 |" in filled
+    assert "Real slowdowns" not in filled
+    record.write_text(line("stage", "regressed") + "\n" + line("stage", "regressed", times=10) + "\n")
+    assert "| stage | a | regressed | 1.0100 to 1.0300 | 1.0200 | yes |" in docs.fill(page, POLICY)
+    record.write_text("{}\n")
+    with pytest.raises(results.Unreadable, match=r"box\.jsonl"):
+        docs.fill(page, POLICY)

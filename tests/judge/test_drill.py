@@ -52,7 +52,7 @@ def test_runs_are_kept_and_counted(repository: Repository) -> None:
         path.name for path in (repository.root / "build" / "pr-check" / "builds").iterdir() if path.is_dir()
     )
     head = repository.git("rev-parse", "HEAD")[:12]
-    assert builds == [f"{head}-base", f"{head}-head", f"{head}-head-delay-1"]
+    assert builds == [f"{head}-{name}" for name in ("base", "base-delay-0", "head", "head-delay-1")]
 
 
 def test_recorded_blocks_are_judged_as_they_were(repository: Repository, tmp_path: Path) -> None:

@@ -22,18 +22,18 @@ def test_every_number_has_a_comment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "seconds", "relevant"),
+    ("device", "seconds", "name"),
     [
-        ("cuda", 1e-5, 0.03),
-        ("cuda", 1e-4, 0.01),
-        ("cuda", 3.6e-3, 0.005),
-        ("cuda", 0.04, 0.01),
-        ("cuda", 2, 0.02),
-        ("cpu", 1, 0.3),
+        ("cuda", 1e-5, "below 0.05 ms"),
+        ("cuda", 1e-4, "0.05 to 0.2 ms"),
+        ("cuda", 3.6e-3, "0.2 to 10 ms"),
+        ("cuda", 0.04, "10 to 200 ms"),
+        ("cuda", 2, "above 200 ms"),
+        ("cpu", 1, "cpu"),
     ],
 )
-def test_class_by_device_and_time(device: str, seconds: float, relevant: float) -> None:
-    assert policy.load().class_of(device, seconds).relevant_change == relevant
+def test_class_by_device_and_time(device: str, seconds: float, name: str) -> None:
+    assert policy.load().class_of(device, seconds).name == name
 
 
 def test_looks_end_with_the_most_blocks() -> None:
