@@ -118,8 +118,8 @@ def plant_of(text: str, targets: list[str]) -> str:
     """What FLASH_DSA_PLANT asks for, such as `delay:0.01`, if these targets can have it."""
     match = re.fullmatch(r"delay:(\d+(?:\.\d+)?)", text)
     if not (text in ("", *CUDA_PLANTS) or (match and float(match[1]) <= 1)):
-        names = ", ".join(CUDA_PLANTS)
-        raise BuildError(f"FLASH_DSA_PLANT expected delay:SHARE with a share from 0 to 1, or one of {names}, got {text!r}")
+        names = ", ".join(("delay:SHARE with a share from 0 to 1", *CUDA_PLANTS))
+        raise BuildError(f"FLASH_DSA_PLANT expected one of {names}, got {text!r}")
     if text in CUDA_PLANTS and targets == ["cpu"]:
         raise BuildError(f"FLASH_DSA_PLANT={text} is of CUDA kernels, and only cpu is built")
     if text:

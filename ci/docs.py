@@ -1,5 +1,7 @@
-"""The numbers of docs/judging.md: blocks between marks, made from `policy.toml` and from the tracked drills, so that words,
-rule and evidence cannot part."""
+"""The numbers of docs/judging.md: blocks between marks, made from `policy.toml` and the tracked drills.
+
+So words, rule and evidence cannot part.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,7 @@ def _drills(machine: str) -> str:
     cards = ", ".join(sorted({line["machine"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"][:12] for line in lines))
     said = [
-        f"{len(checks)} checks on {cards} at {commits}, {seconds:.0f} s each in the median, starts of processes included:",
+        f"{len(checks)} checks on {cards} at {commits}, {seconds:.0f} s each in the median with the start of processes:",
         drill.table(drill.count(lines)),
     ]
     if any(line["plant"] in drill.REAL for line in checks):

@@ -82,7 +82,8 @@ class Options:
         root: of the repository. base, head: revisions. output: folder; by default build/pr-check/<base>-<head>.
         measure_same_code: whether cases whose code is the same on both sides are measured all the same.
         swap: whether each side runs the other's build: a test of the check itself, whose ratios must invert.
-        plant, base_plant: slowdowns to build into head and base, as in a drill. cases: ids, all of the machine's grid when empty.
+        plant, base_plant: slowdowns to build into head and base, as in a drill.
+        cases: ids, all of the machine's grid when empty.
     """
 
     root: Path
