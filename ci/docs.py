@@ -136,10 +136,8 @@ def _drills(machine: str) -> str:
     seconds = statistics.median(line["seconds"] for line in checks)
     cards = ", ".join(sorted({line["machine"] for line in lines}))
     commits = ", ".join(dict.fromkeys(line["commit"][:12] for line in lines))
-    said = [
-        f"{len(checks)} checks on {cards} at {commits}, {seconds:.0f} s each in the median with the start of processes:",
-        drill.table(drill.count(lines)),
-    ]
+    each = f"{seconds:.0f} s each in the median with the start of processes"
+    said = [f"{len(checks)} checks on {cards} at {commits}, {each}:", drill.table(drill.count(lines))]
     if any(line["plant"] in drill.REAL for line in checks):
         said += ["Real slowdowns, beside measurements with several times the blocks:", drill.longer_table(lines)]
     return "\n\n".join(said)
