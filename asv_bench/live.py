@@ -65,10 +65,11 @@ class LiveCase:
         """
         self._subject.burst()
         self._subject.disregard_disturbed()
-        launches = self._subject.samples.taken[-1]
-        # Where every launch waits for its host, that is its time; else those that waited are disturbed ones.
-        clean = [launch for launch in launches if not launch.reason]
-        kept = clean or [launch for launch in launches if launch.reason == "starved"]
+        taken = self._subject.samples.taken
+        # Where every launch so far waited for its host, that is its time; else those that waited are disturbed ones.
+        host_bound = all(launch.reason for burst in taken for launch in burst)
+        launches = taken[-1]
+        kept = [launch for launch in launches if not launch.reason or (host_bound and launch.reason == "starved")]
         cycles = [launch.cycles for launch in kept if launch.cycles is not None]
         reasons = [launch.reason for launch in launches if launch not in kept]
         seen = self._subject.last_conditions

@@ -88,6 +88,14 @@ def test_starved_launches_count_only_where_there_is_nothing_else(
     assert len(burst["seconds"]) == len(burst["cycles"]) == kept and burst["discarded"] == discarded
 
 
+def test_a_burst_that_waited_for_its_host_is_disturbed_where_others_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = live()
+    take(case, monkeypatch, [Launch(1e-3, 1.8e9)] * 3, [Launch(3e-3, 1.8e9, "starved")] * 3)
+    case.burst()
+    burst = case.burst()
+    assert burst["seconds"] == [] and burst["cycles"] is None and burst["discarded"] == {"starved": 3}
+
+
 def take(case: LiveCase, monkeypatch: pytest.MonkeyPatch, *bursts: list[Launch]) -> None:
     """Lets the next bursts of a case be these."""
     coming = iter(bursts)
