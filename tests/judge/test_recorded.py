@@ -1,7 +1,7 @@
 """Blocks recorded on an H100, judged again: drawn anew from each A/A case, with and without a slowdown of head's.
 
-Live drills count what the judge said when it was there (docs/judging.md); here the same noise guards every change of the
-statistics, without a GPU. What two processes of the same code differ in stays as it was recorded.
+Live drills count what the judge said when it was there (docs/judging.md); here the same noise guards every change of
+the statistics, without a GPU. What two processes of the same code differ in stays as it was recorded.
 """
 
 from __future__ import annotations
@@ -74,4 +74,3 @@ def test_equal_sides_stay_quiet() -> None:
 @pytest.mark.parametrize("factor, found", [(1.01, "regressed"), (1 / 1.01, "improved")])
 def test_one_per_cent_is_found(factor: float, found: str) -> None:
     assert share(judged(factor)["0.2 to 10 ms"], found) >= 0.95
-
