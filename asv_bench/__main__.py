@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from asv_bench import sweep
+    from asv_bench import errors, sweep
 
     chosen = _sweep_options(options)
     try:
@@ -98,6 +98,9 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"{lost}; going on in a new process", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sweep.restart_command(sys.argv[2:])])
+    except errors.DeviceLost as lost:
+        print(f"asv_bench sweep: the device was lost before anything was measured: {lost}", file=sys.stderr)
+        return FAILED
     found = report.write(chosen.output)
     print(f"\n{report.console(found)}\n\nReport: {chosen.output / 'report.html'}")
     if interrupted:

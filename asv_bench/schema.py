@@ -77,6 +77,27 @@ RULES: dict[str, Rule] = {
     "timestamp": ("a time with its zone, as 2026-01-31T12:00:00+00:00", _is_time),
     "telemetry": ("an object", lambda value: isinstance(value, dict)),
 }
+
+# A control has these keys of a record.
+_CONTROL = {key: RULES[key] for key in ("seconds_median", "seconds_low", "seconds_high", "cycles_median", "error")}
+
+
+def _is_control(value: Any) -> bool:
+    if not isinstance(value, dict) or not value.keys() >= _CONTROL.keys() or _broken(_CONTROL, value):
+        return False
+    low, median, high = (value[key] for key in ("seconds_low", "seconds_median", "seconds_high"))
+    if value["error"] is not None:
+        return low is median is high is None
+    return None not in (low, median, high) and low <= median <= high
+
+
+def _is_around(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"before", "after"}:
+        return False
+    moments = [moment for moment in value.values() if moment is not None]
+    return all(isinstance(moment, dict) and all(map(_is_control, moment.values())) for moment in moments)
+
+
 # Keys of telemetry that are read again; the others are for readers, and may hold anything.
 _TELEMETRY: dict[str, Rule] = {
     "run": _TEXT,
@@ -84,6 +105,7 @@ _TELEMETRY: dict[str, Rule] = {
     "torch": _TEXT,
     "cpu": ("a text", lambda value: isinstance(value, str)),
     "gpu_uuid": _or_null(_TEXT),
+    "controls": ("before and after, each the numbers of controls by name or null", _is_around),
     "ceiling": _or_null(("flops and bytes_per_second, numbers > 0, and source", _is_ceiling)),
 }
 

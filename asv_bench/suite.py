@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asv_bench import sampling
+from asv_bench import controls, sampling
 from asv_bench.cases import Problem, dense_case, sparse_case
 from asv_bench.errors import Crashed, DeviceLost, NoNumber, NotInThisVersion, WrongAnswer, error_of
 from asv_bench.journal import Journal
@@ -94,8 +94,8 @@ GPU = Grid(
     head_dims=HEAD_DIMS,
     sparse=(OURS, "naive", "flash_mla"),
     dense=(OURS, "naive", "sdpa", "flash_mla"),
-    copy_bytes=1 << 30,
-    gemm_size=8192,
+    copy_bytes=controls.WORK["cuda"].copy_bytes,
+    gemm_size=controls.WORK["cuda"].gemm_size,
 )
 CPU = Grid(
     device="cpu",
@@ -107,10 +107,10 @@ CPU = Grid(
     head_dims=HEAD_DIMS,
     sparse=(OURS, "naive"),
     dense=(OURS, "naive", "sdpa"),
-    copy_bytes=1 << 26,
-    gemm_size=1024,
+    copy_bytes=controls.WORK["cpu"].copy_bytes,
+    gemm_size=controls.WORK["cpu"].gemm_size,
 )
-CONTROLS = ("copy", "gemm")
+CONTROLS = controls.NAMES
 
 
 def measure(grid: Grid) -> Cache:
@@ -177,16 +177,10 @@ def _measure_controls(grid: Grid) -> Cache:
     import flash_dsa  # noqa: F401  where it does not load, nothing of this commit can be measured
     from asv_bench import telemetry
 
-    notebook, conditions = Notebook(), telemetry.conditions_of(torch.device(grid.device))
+    notebook = Notebook()
     notebook.write({"machine": telemetry.machine_facts(grid.device)})
-    source = torch.ones(grid.copy_bytes, dtype=torch.uint8, device=grid.device)
-    target = torch.empty_like(source)
-    n = grid.gemm_size
-    a, b = (torch.randn(n, n, device=grid.device).to(torch.bfloat16) for _ in range(2))
-    product = torch.empty_like(a)
-    calls = {"copy": lambda: target.copy_(source), "gemm": lambda: torch.mm(a, b, out=product)}
-    clock = sampling.for_device(grid.device)[1]
-    results = sampling.measure(calls, grid.protocol, clock, conditions=conditions)
+    work, clock = controls.Work(grid.copy_bytes, grid.gemm_size), sampling.for_device(grid.device)[1]
+    results = controls.measure(torch.device(grid.device), work, grid.protocol, clock)
     for name, result in results.items():
         notebook.write({"control": name, **_facts(result)})
     return {("control", name): _control_entry(result) for name, result in results.items()}

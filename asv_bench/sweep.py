@@ -2,6 +2,7 @@
 
 Cases of one shape (a sparse problem and its dense counterpart) form a group whose members take turns in one process, so
 that every ratio between them is one of interleaved bursts; a group that was killed half-way is measured again.
+Controls are measured before the first group and after each, so that what the machine did in between shows.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from asv_bench import controls, implementations, record, sampling, telemetry
 from asv_bench import group as groups
-from asv_bench import implementations, record, sampling, telemetry
 from asv_bench.cases import Case, Problem
 from asv_bench.clocks import Clock, CpuClock
 from asv_bench.errors import Crashed, DeviceLost, NoNumber, Unavailable, error_of
@@ -69,6 +70,8 @@ class Run:
     journal: Journal = field(init=False)
     protocol: sampling.SamplingProtocol = sampling.CPU_PROTOCOL
     clock: Clock = field(default_factory=CpuClock)
+    # The controls around the group under way, by name; its records hold this very object.
+    around: dict[str, dict[str, Any] | None] = field(default_factory=lambda: {"before": None, "after": None})
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.options.output)
@@ -118,7 +121,8 @@ def execute(run: Run, show_progress: bool = True) -> int:
     Returns:
         How many combinations were measured or failed in this run.
     Raises:
-        Restart: when an implementation took the device down.
+        Restart: when an implementation took the device down, or it was lost after a group.
+        DeviceLost: when it was lost before the first: that is nobody's doing, and a new process would be no better off.
         KeyboardInterrupt: what earlier groups found is saved.
     """
     names, done = run.options.implementations, 0
@@ -139,13 +143,27 @@ def _measure_and_save(run: Run, group: Sequence[Case], bar: tqdm[Any]) -> int:
     def show(key: Combination) -> None:
         bar.set_postfix_str(f"{ids[key[0]]} {key[1]}", refresh=sys.stderr.isatty())  # a log gets a line per group
 
+    run.around = {"before": run.around["after"] or _controls(run), "after": None}
     try:
         for found, bursts in measure_group(run, tried, show):
             run.store.put(found, bursts)
     finally:
         run.store.save()
         groups.free(run.options.device)
+    try:
+        run.around["after"] = _controls(run)
+    except DeviceLost as lost:
+        raise Restart(f"the device was lost when the control {lost.name} ran: {lost}") from lost
+    run.store.save()
     return len(tried)
+
+
+def _controls(run: Run) -> dict[str, Any]:
+    """The controls as of now, in all about half a second."""
+    device = run.options.device
+    results = controls.measure(device, controls.WORK[device.type], controls.brief(run.protocol), run.clock)
+    groups.free(device)
+    return {name: controls.facts(result) for name, result in results.items()}
 
 
 def is_done(run: Run, group: Sequence[Case]) -> bool:
@@ -250,6 +268,7 @@ def _begin(run: Run, problem: Problem, name: str, turns: str) -> Record:
             "tree": run.trees[name],
             "seed": run.options.seed,
             "rows_seed": run.rows_seed,
+            "controls": run.around,
         }
         | run.facts,
     }

@@ -109,6 +109,9 @@ def test_a_small_sweep_on_the_gpu(tmp_path: Path) -> None:
     sweep.execute(sweep.start(options), show_progress=False)
     for found in record.load(tmp_path):
         label = f"{found['implementation']} {found['op']} {found['d_qk']}: {found['error']}"
+        for moment in found["telemetry"]["controls"].values():
+            assert [facts["error"] for facts in moment.values()] == [None, None]
+            assert all(facts["cycles_median"] for facts in moment.values())
         if found["implementation"] in ("flash_dsa", "naive"):
             assert found["error"] is None, label
         if found["error"] is None:

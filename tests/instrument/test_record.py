@@ -149,6 +149,8 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path
 
 
+SECONDS = ("seconds_median", "seconds_low", "seconds_high")
+CONTROL = dict.fromkeys(SECONDS, 1.0) | {"cycles_median": None, "error": None}
 DAMAGE: list[tuple[str, Any, str]] = [
     ("op", "attention", "op: expected one of sparse_fwd, dense_fwd, got 'attention'"),
     ("op", ["sparse_fwd"], "op: expected one of"),
@@ -189,6 +191,19 @@ DAMAGE: list[tuple[str, Any, str]] = [
     ("telemetry", {"run": ["a"]}, "telemetry.run: expected a text, got \\['a']"),
     ("telemetry", {"group": 7}, "telemetry.group: expected a text or null, got 7"),
     ("telemetry", {"ceiling": 1e15}, "telemetry.ceiling: expected flops and bytes_per_second"),
+    *(
+        ("telemetry", {"controls": value}, "telemetry.controls: expected before and after")
+        for value in (
+            None,
+            {"before": None},
+            {"before": None, "after": None, "meanwhile": 7},
+            {"before": None, "after": {"copy": {"seconds_median": 1.0}}},
+            {"before": None, "after": {"copy": CONTROL | {"seconds_median": "fast"}}},
+            {"before": None, "after": {"copy": CONTROL | {"seconds_low": 1.1}}},
+            {"before": None, "after": {"copy": CONTROL | {"error": "failed: x"}}},
+            {"before": None, "after": {"copy": CONTROL | dict.fromkeys(SECONDS)}},
+        )
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from asv_bench import errors, group, implementations, sampling, suite, worker
+from asv_bench import controls, errors, group, implementations, sampling, suite, worker
 from asv_bench.errors import Unsupported
 from asv_bench.implementations import BoundCall, Implementation
 from asv_bench.sparse_prefill import SparsePrefillSmoke
@@ -91,6 +91,13 @@ def refuse_by(error: Exception) -> Any:
         raise error
 
     return refuse
+
+
+def test_a_control_that_fails_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(controls._MAKERS, "gemm", refuse_by(torch.OutOfMemoryError("0.4 GB")))
+    cache = suite.measure(dataclasses.replace(TINY, sparse=(), dense=(), head_dims=()))
+    assert cache["control", "gemm"] == {"failed": "out_of_memory: OutOfMemoryError: 0.4 GB"}
+    assert cache["control", "copy"]["samples"]
 
 
 def test_what_an_old_commit_lacks_is_na(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,19 @@ import pytest
 import torch
 
 from asv_bench import __main__ as command
-from asv_bench import cases, clocks, group, implementations, journal, record, sampling, sweep, telemetry, verify
+from asv_bench import (
+    cases,
+    clocks,
+    controls,
+    group,
+    implementations,
+    journal,
+    record,
+    sampling,
+    sweep,
+    telemetry,
+    verify,
+)
 from asv_bench.record import Record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +39,8 @@ PLANTED = "instrument.planted:"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ceiling of the machine is not what these tests are about."""
+    """The ceiling of the machine and its controls are not what these tests are about."""
+    monkeypatch.setitem(controls.WORK, "cpu", controls.Work(1 << 10, 16))
     ceiling = {"flops": 1e12, "bytes_per_second": 1e10, "source": "a test"}
     monkeypatch.setattr(telemetry, "ceiling", lambda device: ceiling)
     monkeypatch.setenv("FLASH_DSA_COMMIT", "a" * 40)
@@ -319,14 +332,20 @@ def test_nothing_measured_is_no_success(tmp_path: Path) -> None:
 def test_a_lost_device_is_blamed_on_one_and_not_tried_again(
     tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device dies in `broken`: its record says so, a new process measures the rest, a third has nothing to do."""
+    """The device dies in `dies`: its record says so, a new process measures the rest, a third has nothing to do."""
+    from instrument import planted
     from instrument.fakes import FakeClock
 
     clock = FakeClock()
-    clock.lost = True
+
+    def broken(**arguments: Any) -> torch.Tensor:
+        clock.lost = True
+        return planted.broken(**arguments)
+
+    monkeypatch.setattr(planted, "dies", broken, raising=False)
     monkeypatch.setattr(sampling, "for_device", lambda device: (sampling.CPU_PROTOCOL, clock))
-    names = (PLANTED + "broken", "naive")
-    with pytest.raises(sweep.Restart, match="broken took the device down"):
+    names = (PLANTED + "dies", "naive")
+    with pytest.raises(sweep.Restart, match="dies took the device down"):
         swept(tmp_path, *names, chosen=(SPARSE,))
     assert [found["error"] for found in record.load(tmp_path)] == [
         "device_lost: RuntimeError: tile <b>expected</b> 64, got 63"
@@ -382,7 +401,7 @@ def test_members_of_a_group_take_turns_whatever_their_op(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(sampling, "measure", noting)
     found = swept(tmp_path, "naive")
-    ops = [("sparse_fwd" if "sparse_fwd" in name else "dense_fwd") for name in bursts]
+    ops = [("sparse_fwd" if "sparse_fwd" in name else "dense_fwd") for name in bursts if name not in controls.NAMES]
     assert ops[:6] == ["sparse_fwd", "dense_fwd", "dense_fwd", "sparse_fwd", "sparse_fwd", "dense_fwd"]
     assert len({one["telemetry"]["group"] for one in found.values()}) == 1
 
