@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from asv_bench import provenance
 from asv_bench.cases import Problem, dense_counterpart
@@ -15,6 +16,9 @@ from asv_bench.tables import Table, byte_count, digits, milliseconds, percent, s
 OURS = "flash_dsa"
 # Candidates for "the fastest dense": what somebody would run instead of sparse attention.
 DENSE_CANDIDATES = ("flash_dsa", "sdpa")
+
+# Less than this between the slowest and the fastest time of a control changes no reading of three digits.
+DRIFT_MIN = 0.01
 
 Line = tuple[str, ...]
 
@@ -35,6 +39,23 @@ class Ratio:
     def side(self) -> int:
         """1 when it is above 1 by its whole interval, -1 when below, 0 when the interval holds 1: nobody can tell."""
         return (self.low > 1) - (self.high < 1)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a control moved over a run.
+
+    Args:
+        seconds: of its slowest time over its fastest. cycles: most over fewest, or None where no clock was read.
+    """
+
+    seconds: Ratio
+    cycles: float | None
+
+    @property
+    def matters(self) -> bool:
+        """Whether the machine moved: the intervals of both times do not touch, and the medians are DRIFT_MIN apart."""
+        return self.seconds.side > 0 and self.seconds.value > 1 + DRIFT_MIN
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,14 @@ class Sweep:
         return provenance.listed(names) if names else None
 
     @property
+    def by_run(self) -> dict[str | None, list[Record]]:
+        """The records of each process."""
+        runs: dict[str | None, list[Record]] = {}
+        for found in self.records:
+            runs.setdefault(found["telemetry"].get("run"), []).append(found)
+        return runs
+
+    @property
     def by_commit(self) -> dict[str, Sweep]:
         """The records of each commit by its label: what is counted, averaged or compared is always of one."""
         return {label: Sweep(self.machine, part) for label, part in provenance.by_commit(self.records).items()}
@@ -122,6 +151,31 @@ def interval_ratio(slower: Record, faster: Record) -> Ratio:
         slower["seconds_low"] / faster["seconds_high"],
         slower["seconds_high"] / faster["seconds_low"],
     )
+
+
+def controls_of(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+    """What records note of each control: its numbers before and after their groups, or why there are none."""
+    noted: dict[str, list[dict[str, Any]]] = {}
+    for found in records:
+        for moment in (found["telemetry"].get("controls") or {}).values():
+            for name, facts in (moment or {}).items():
+                noted.setdefault(name, []).append(facts)
+    return noted
+
+
+def drifts(run: Sequence[Record]) -> dict[str, Drift]:
+    """How far each control with a number moved over a run.
+
+    Args:
+        run: records of one process.
+    """
+    found = {}
+    for name, noted in controls_of(run).items():
+        numbers = sorted((facts for facts in noted if has_number(facts)), key=lambda facts: facts["seconds_median"])
+        cycles = [facts["cycles_median"] for facts in numbers if facts["cycles_median"]]
+        if numbers:
+            found[name] = Drift(interval_ratio(numbers[-1], numbers[0]), max(cycles) / min(cycles) if cycles else None)
+    return found
 
 
 def took_turns(one: Record, other: Record) -> bool:

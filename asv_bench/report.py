@@ -15,7 +15,7 @@ from typing import Any
 from asv_bench import agreement, findings, plots, provenance, record
 from asv_bench.findings import Sweep
 from asv_bench.plots import DARK, LIGHT, Plot, Theme
-from asv_bench.sentences import sentences
+from asv_bench.sentences import sentences, steadiness
 from asv_bench.tables import Table
 
 _BLOCK = re.compile(
@@ -208,6 +208,7 @@ def _page(sweep: Sweep, draw: bool) -> str:
         tables=tables,
         protocol=", ".join(sorted({found["protocol"] for found in sweep.records if found["protocol"]})) or "unknown",
         ceiling=provenance.ceilings(sweep.records),
+        steadiness=steadiness(sweep),
     )
 
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from asv_bench import provenance
 from asv_bench.cases import Problem, dense_counterpart
 from asv_bench.findings import (
     OURS,
+    Drift,
     Ratio,
     Row,
     Sweep,
+    controls_of,
+    drifts,
     has_number,
     interval_ratio,
     mean_ratio,
     ratio,
     roofline_share,
+    why_missing,
 )
 from asv_bench.record import Record
 from asv_bench.tables import byte_count, digits, milliseconds, percent, small, times
 
 
 def sentences(sweep: Sweep) -> list[tuple[str, str]]:
-    """Findings as (topic, sentence), computed from the numbers; topics: speed, memory, accuracy, coverage.
+    """Findings as (topic, sentence), computed from the numbers; topics: speed, memory, accuracy, machine, coverage.
 
     Where a sweep has records of several commits, each sentence is about one of them and names it.
     """
@@ -31,6 +35,7 @@ def sentences(sweep: Sweep) -> list[tuple[str, str]]:
         ("speed", _speed),
         ("memory", _memory),
         ("accuracy", _accuracy),
+        ("machine", _machine),
     )
     parts = sweep.by_commit
     said = [
@@ -180,6 +185,45 @@ def _accuracy(sweep: Sweep) -> list[str]:
         reason = (found["error"] or "").removeprefix("wrong_answer: ")
         said.append(f"{found['implementation']} is outside the tolerance in {where} ({reason}); no time is kept.")
     return said
+
+
+_CONTROLS = {"copy": "the copy", "gemm": "the GEMM"}  # in a sentence
+
+
+def _machine(sweep: Sweep) -> list[str]:
+    said = []
+    for run in sweep.by_run.values():
+        moved = {name: drift for name, drift in drifts(run).items() if drift.matters}
+        if moved:
+            begun = min(found["timestamp"] for found in run)[:16].replace("T", " ")
+            cycles = [drift.cycles and drift.cycles - 1 for drift in moved.values()]
+            beside = f" (in SM cycles {provenance.listed(map(percent, cycles))})" if any(cycles) else ""
+            said.append(
+                f"Over the run of {begun} the machine moved: {_each(moved)}{beside}; "
+                "numbers of different groups differ by up to that much for its sake alone."
+            )
+    for name, noted in controls_of(sweep.records).items():
+        reasons = dict.fromkeys(why_missing(facts) for facts in noted if not has_number(facts))
+        if reasons:
+            what = _CONTROLS.get(name, name)
+            said.append(f"As a control {what} has no time before or after some groups: {', '.join(reasons)}.")
+    return said
+
+
+def steadiness(sweep: Sweep) -> str:
+    """How far the controls moved at most over a run, whether that matters or not; nothing where there are none."""
+    most: dict[str, Drift] = {}
+    for run in sweep.by_run.values():
+        for name, drift in drifts(run).items():
+            most[name] = max(most.get(name, drift), drift, key=lambda one: one.seconds.value)
+    return f"Measured before and after each group of a run, {_each(most)}." if most else ""
+
+
+def _each(of: Mapping[str, Drift]) -> str:
+    """Controls with their drift: `the copy and the GEMM took 1.20 % and 3.40 % more at the slowest than ...`."""
+    names = provenance.listed(_CONTROLS.get(name, name) for name in of)
+    more = provenance.listed(percent(drift.seconds.value - 1) for drift in of.values())
+    return f"{names} took {more} more at the slowest than at the fastest"
 
 
 def _coverage(sweep: Sweep) -> list[str]:
