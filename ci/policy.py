@@ -43,6 +43,21 @@ class KernelClass:
 
 
 @dataclass(frozen=True)
+class History:
+    """Thresholds of change points in a history; units and reasons stand in `policy.toml`."""
+
+    false_alarms: float
+    orders: int
+    least_t: float
+    drift_odds: float
+    relevant_change: float
+    short_step: float
+    short_deviations: float
+    process_noise: float
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Policy:
     """All thresholds; units and reasons stand in `policy.toml`."""
 
@@ -54,6 +69,7 @@ class Policy:
     clock_tolerance: float
     power_capped_share: float
     classes: tuple[KernelClass, ...]
+    history: History
 
     def longer(self, times: int) -> Policy:
         """So many times the most blocks and the budget of every class, and a single look at the end."""
@@ -109,8 +125,8 @@ def parse(document: Mapping[str, Any]) -> Policy:
     Raises:
         PolicyError: as `load`.
     """
-    names = [one.name for one in fields(Policy) if one.name != "classes"]
-    _keys(document, [*names, "kernel_class"], "")
+    names = [one.name for one in fields(Policy) if one.name not in ("classes", "history")]
+    _keys(document, [*names, "kernel_class", "history"], "")
     numbers = {name: _number(document, name, *_SHARE) for name in names}
     if not numbers["confidence"] > 0.5:
         raise PolicyError(f"confidence: expected above 0.5, got {numbers['confidence']}")
@@ -126,7 +142,20 @@ def parse(document: Mapping[str, Any]) -> Policy:
             raise PolicyError(
                 f"kernel_class: expected rising up_to_seconds that end with inf for {device}, got {limits}"
             )
-    return Policy(**numbers, classes=classes)
+    return Policy(**numbers, classes=classes, history=_history(document["history"]))
+
+
+def _history(table: Any) -> History:
+    if not isinstance(table, dict):
+        raise PolicyError(f"history: expected a table, got {table!r}")
+    _keys(table, [one.name for one in fields(History)], "history.")
+    shares = ("false_alarms", "relevant_change", "short_step", "process_noise", "confidence")
+    positive = ("least_t", "drift_odds", "short_deviations")
+    return History(
+        orders=_count(table, "orders", "history."),
+        **{name: _number(table, name, *_SHARE, "history.") for name in shares},
+        **{name: _number(table, name, 0.0, float("inf"), "history.") for name in positive},
+    )
 
 
 def _class(table: Mapping[str, Any], where: str) -> KernelClass:
@@ -178,5 +207,5 @@ def _number(
 def _count(table: Mapping[str, Any], key: str, where: str) -> int:
     value = table[key]
     if type(value) is not int or value < 1:
-        raise PolicyError(f"{where}{key}: expected a whole number of blocks, at least 1, got {value!r}")
+        raise PolicyError(f"{where}{key}: expected a whole number, at least 1, got {value!r}")
     return value

@@ -15,10 +15,15 @@ def document() -> dict[str, Any]:
 
 
 def test_every_number_has_a_comment() -> None:
-    lines = policy.PATH.read_text().splitlines()
+    """On the line above, or in the list before its table."""
+    text = policy.PATH.read_text()
+    lines = text.split("[", maxsplit=1)[0].splitlines()
     for number, line in enumerate(lines):
         if "=" in line and not line.startswith("#") and line.split()[0] in document():
             assert lines[number - 1].startswith("# "), f"{line} lacks unit and reason"
+    for table in (document()["kernel_class"][0], document()["history"]):
+        for name in table.keys() - {"name", "device", "up_to_seconds"}:
+            assert f"\n#   {name} " in text, f"{name} lacks unit and reason"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
     [
         ("device", "tpu", r"kernel_class\[0\].device: expected one of cpu, cuda, got 'tpu'"),
         ("name", 3, r"kernel_class\[0\].name: expected a text, got 3"),
-        ("look_every", 2.5, r"look_every: expected a whole number of blocks, at least 1, got 2.5"),
+        ("look_every", 2.5, r"look_every: expected a whole number, at least 1, got 2.5"),
         ("first_look", 99, r"first_look: expected 4 to max_blocks \(32\), got 99"),
         ("up_to_seconds", 1.0, "expected rising up_to_seconds"),
         ("process_noise", "x", "process_noise: expected a number between 0 and 1, got 'x'"),
@@ -74,6 +79,25 @@ def test_what_is_wrong_in_a_class_is_named(key: str, value: Any, message: str) -
     changed = document()
     changed["kernel_class"][0][key] = value
     with pytest.raises(policy.PolicyError, match=message):
+        policy.parse(changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("orders", 0, r"history.orders: expected a whole number, at least 1, got 0"),
+        ("false_alarms", 1, r"history.false_alarms: expected a number between 0 and 1, got 1"),
+        ("least_t", -1, r"history.least_t: expected a number between 0 and inf, got -1"),
+        ("window", 5, r"history.window: expected one of false_alarms, .*, got an unknown key"),
+    ],
+)
+def test_what_is_wrong_in_the_history_is_named(key: str, value: Any, message: str) -> None:
+    changed = document()
+    changed["history"][key] = value
+    with pytest.raises(policy.PolicyError, match=message):
+        policy.parse(changed)
+    changed["history"] = 3
+    with pytest.raises(policy.PolicyError, match="history: expected a table, got 3"):
         policy.parse(changed)
 
 

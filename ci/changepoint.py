@@ -1,0 +1,256 @@
+"""Change points of a series: where its level moved for good, by how much, and how sure that is.
+
+Everything is computed on logarithms, so that a step is a ratio. Single outliers are pulled to their neighbourhood first
+(Hampel). A piece of the series is split where two levels explain it best, if
+
+- the step is significant: t is large, and larger than in nearly all orders of the same values drawn at random, which
+  makes no assumption about how they are distributed;
+- the step is relevant: of at least the policy's size;
+- two levels explain the piece clearly better than a straight line does: what drifts has no change point.
+
+Its parts are split in turn. Pieces longer than a window, and pieces without a split of their own, are searched in
+overlapping windows of several lengths, so that neither many changes nor one that was undone hide each other. What is
+too short for any of this is judged point by point, from the points' own intervals.
+Sources: Hampel, "The influence curve and its role in robust estimation", JASA 69, 1974 (outliers); Kovacs et al.,
+"Seeded binary segmentation", Biometrika 110, 2023 (windows).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ci import stats
+from ci.policy import History
+
+Values = NDArray[np.float64]
+
+_MAD = 1.4826  # median absolute deviation to standard deviation, of a normal distribution
+_FEWEST = 5  # points that can be split: two levels of two at least, and one more
+_SIDE = 2  # points of a level at least, where levels are told by t
+_NEIGHBOURS = 3  # to either side, in which an outlier is one
+_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # of windows; the last is the longest piece looked at whole
+_TINY = 1e-18  # a sum of squares below which values are equal
+_MANY, _PLAIN = 48, 1e-4  # points, and the share of false_alarms, from which no orders are drawn: none would be as rare
+_CHI2 = 3.841  # 95 % of chi-square with one degree of freedom: how far the location may be off
+
+
+@dataclass(frozen=True)
+class ChangePoint:
+    """A step between two levels.
+
+    Args:
+        index: of the first point of the new level. earliest, latest: first and last point that it may be, with 95 %.
+        before, after: the levels, in the unit of the series. ratio, low, high: after over before, with its interval.
+    """
+
+    index: int
+    earliest: int
+    latest: int
+    before: float
+    after: float
+    ratio: float
+    low: float
+    high: float
+
+
+def noise_of(values: Values) -> float:
+    """Standard deviation of a series' logarithms between neighbours, whatever its steps and drift.
+
+    Args:
+        values: positive, without gaps.
+    Returns:
+        1.4826 * MAD of successive log differences / sqrt(2); 0 for fewer than three points.
+    """
+    return _noise(np.log(values))
+
+
+def _noise(x: Values) -> float:
+    steps = np.diff(x)
+    return _MAD * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(2) if len(steps) > 1 else 0.0
+
+
+def detect(values: Values, rule: History, noise: Values | None = None) -> list[ChangePoint]:
+    """The change points of a series.
+
+    Args:
+        values: in the order of commits; NaN where nothing was measured.
+        rule: thresholds. noise: relative standard deviation of each point by its own samples, 0 where unknown.
+    Returns:
+        Change points in order. Indices count all values, NaN included.
+    """
+    there = np.flatnonzero(np.isfinite(values) & (np.asarray(values) > 0))
+    x = np.log(np.asarray(values, dtype=np.float64)[there])
+    own = np.zeros(len(x)) if noise is None else np.nan_to_num(np.asarray(noise, dtype=np.float64)[there])
+    if len(x) < 2:
+        return []
+    tamed = _tame(x)
+    cuts = _located(tamed, sorted(_cuts(tamed, rule)))
+    cuts = sorted({*cuts, *_short(x, own, cuts, rule)})
+    edges = [0, *cuts, len(x)]
+    return [
+        _described(tamed, own, edges[number], cut, edges[number + 2], there, rule) for number, cut in enumerate(cuts)
+    ]
+
+
+def _tame(x: Values) -> Values:
+    """Outliers, pulled to three deviations from the median of their neighbourhood."""
+    width = min(2 * _NEIGHBOURS + 1, len(x))
+    first = np.clip(np.arange(len(x)) - _NEIGHBOURS, 0, len(x) - width)
+    median = np.median(np.lib.stride_tricks.sliding_window_view(x, width)[first], axis=1)
+    reach = 3 * _noise(x)
+    return np.clip(x, median - reach, median + reach)
+
+
+def _two_levels(x: Values, side: int) -> tuple[Values, Values, Values]:
+    """Of every cut from `side` to n - `side`, along the last axis: the step, the squares it explains, and the rest."""
+    n = x.shape[-1]
+    left = np.arange(side, n - side + 1)
+    x = x - x.mean(-1, keepdims=True)
+    sums = np.cumsum(x, -1)[..., left - 1]
+    step = -sums / (n - left) - sums / left
+    explained = step**2 * left * (n - left) / n
+    return step, explained, np.maximum((x**2).sum(-1, keepdims=True) - explained, _TINY)
+
+
+def _scan(x: Values) -> tuple[Values, Values]:
+    """t and the step at every cut from _SIDE to n - _SIDE, along the last axis."""
+    step, explained, rest = _two_levels(x, _SIDE)
+    return np.sqrt(explained / rest * (x.shape[-1] - 2)), step
+
+
+def _cuts(x: Values, rule: History) -> Iterator[int]:
+    pieces = [(0, len(x))]
+    while pieces:
+        start, end = pieces.pop()
+        cut = _cut(x[start:end], rule)
+        if cut is not None:
+            yield start + cut
+            pieces += [(start, start + cut), (start + cut, end)]
+
+
+def _cut(x: Values, rule: History) -> int | None:
+    """Where a piece is best cut in two, or None."""
+    if len(x) < _FEWEST:
+        return None
+    if len(x) <= _LENGTHS[-1]:
+        found = _judged(x, rule, rule.false_alarms)
+        if found is not None:
+            return found
+    candidates: list[tuple[float, int, int]] = []
+    tests = sum(4 * len(x) for length in _LENGTHS if length < len(x))
+    for length in _LENGTHS:
+        if length >= len(x):
+            break
+        starts = np.append(np.arange(0, len(x) - length, length // 4), len(x) - length)
+        t, size = _scan(np.lib.stride_tricks.sliding_window_view(x, length)[starts])
+        least = _quantile(rule.false_alarms / tests, length - 2)
+        strength = np.where(np.abs(size) >= rule.relevant_change, t, 0.0).max(-1) / least
+        candidates += [(strength[i], int(starts[i]), length) for i in np.flatnonzero(strength >= 1)]
+    for _, start, length in sorted(candidates, reverse=True)[:_TRIED]:
+        found = _judged(x[start : start + length], rule, rule.false_alarms / _TRIED)
+        if found is not None:
+            return start + found
+    return None
+
+
+_TRIED = 4  # windows of a piece that are judged, the strongest first
+
+
+@functools.cache
+def _quantile(alpha: float, freedom: int) -> float:
+    return stats.student_quantile(alpha, freedom)
+
+
+def _judged(x: Values, rule: History, false_alarms: float) -> int | None:
+    """Where a piece is cut in two, if it is."""
+    t, size = _scan(x)
+    best = int(np.argmax(t))
+    cut = best + _SIDE
+    if t[best] < rule.least_t or abs(size[best]) < rule.relevant_change or _is_drift(x, cut, rule):
+        return None
+    if len(x) >= _MANY and t[best] > _quantile(_PLAIN * rule.false_alarms, len(x) - 2):
+        return cut
+    orders = np.random.default_rng(0).permuted(np.broadcast_to(x, (rule.orders, len(x))), axis=1)
+    as_large = int((_scan(orders)[0].max(-1) >= t[best]).sum())
+    return cut if (1 + as_large) / (1 + rule.orders) <= false_alarms else None
+
+
+def _is_drift(x: Values, cut: int, rule: History) -> bool:
+    """Whether two levels do not explain a piece clearly better than a straight line, by the ratio of likelihoods."""
+    time = np.arange(len(x)) - (len(x) - 1) / 2
+    rest = x - x.mean()
+    rest = rest - time * (time @ rest) / (time @ time)
+    line, levels = max(float(rest @ rest), _TINY), _two_levels(x, 1)[2][cut - 1]
+    return len(x) / 2 * math.log(line / levels) < math.log(rule.drift_odds)
+
+
+def _located(x: Values, cuts: list[int]) -> list[int]:
+    """Each cut once more, between its neighbours: where it was found another one may have been in view."""
+    for number, cut in enumerate(cuts):
+        start = max(cuts[number - 1] if number else 0, cut - _LENGTHS[-1] // 2)
+        end = min(cuts[number + 1] if number + 1 < len(cuts) else len(x), cut + _LENGTHS[-1] // 2)
+        if end - start >= _FEWEST:
+            cuts[number] = start + _SIDE + int(np.argmax(_scan(x[start:end])[0]))
+    return cuts
+
+
+def _short(x: Values, own: Values, cuts: list[int], rule: History) -> Iterator[int]:
+    """Steps between neighbours, of levels too short for t.
+
+    A step counts when it is beyond the noise of both points and of the series, when no point near before it was where
+    it leads and none near after it is where it came from, and when it is larger than what such points show: where
+    outliers are common, the last point may be one. A first point alone is a level only where there are hardly more.
+    """
+    series = _noise(x) if len(x) >= _FEWEST else 0.0
+    noise = np.sqrt(own[1:] ** 2 + own[:-1] ** 2 + 2 * rule.process_noise**2 + 2 * series**2)
+    reach = np.maximum(rule.short_step, rule.short_deviations * noise)
+    steps = np.abs(np.diff(x))
+    large = np.flatnonzero(steps > reach)
+    outliers = [
+        i
+        for i in large
+        if (np.abs(x[max(i - _NEIGHBOURS + 1, 0) : i] - x[i + 1]) < reach[i]).any()
+        or (np.abs(x[i + 2 : i + 2 + _NEIGHBOURS] - x[i]) < reach[i]).any()
+    ]
+    largest = steps[outliers].max(initial=0.0)
+    near = {place for cut in cuts for place in (cut - 1, cut, cut + 1)}
+    for i in large:
+        if steps[i] > largest and i + 1 not in near and (i > 0 or len(x) < _FEWEST):
+            yield int(i) + 1
+
+
+def _described(
+    x: Values, own: Values, start: int, cut: int, end: int, there: NDArray[np.intp], rule: History
+) -> ChangePoint:
+    start, end = max(start, cut - _LENGTHS[-1]), min(end, cut + _LENGTHS[-1])
+    left, right = x[start:cut], x[cut:end]
+    size = float(right.mean() - left.mean())
+    freedom = end - start - 2
+    rests = _two_levels(x[start:end], 1)[2]
+    variance = float(rests[len(left) - 1]) / freedom if freedom > 0 else 0.0
+    floor = [max(float((own[a:b] ** 2).mean()), 0.0) + rule.process_noise**2 for a, b in ((start, cut), (cut, end))]
+    error = math.sqrt(max(variance, floor[0]) / len(left) + max(variance, floor[1]) / len(right))
+    half = _quantile(1 - rule.confidence, max(freedom, 1)) * error if freedom >= _FEWEST - 2 else 2.5 * error
+    earliest = latest = len(left) - 1
+    if end - start >= _FEWEST:
+        near = rests <= rests[len(left) - 1] * math.exp(_CHI2 / (end - start))
+        while earliest > 0 and near[earliest - 1]:
+            earliest -= 1
+        while latest + 1 < len(near) and near[latest + 1]:
+            latest += 1
+    return ChangePoint(
+        index=int(there[cut]),
+        earliest=int(there[start + 1 + earliest]),
+        latest=int(there[start + 1 + latest]),
+        before=math.exp(float(left.mean())),
+        after=math.exp(float(right.mean())),
+        ratio=math.exp(size),
+        low=math.exp(size - half),
+        high=math.exp(size + half),
+    )

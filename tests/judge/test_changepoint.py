@@ -1,0 +1,155 @@
+"""Change points: on series whose truth is known."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ci import changepoint, policy
+from ci.changepoint import detect, noise_of
+
+RULE = policy.load().history
+Values = NDArray[np.float64]
+
+
+def series(*levels: tuple[int, float], noise: float = 0.003, seed: int = 0) -> Values:
+    """Levels by how many points they last, with relative noise."""
+    values = np.concatenate([np.full(points, level) for points, level in levels])
+    return values * np.exp(np.random.default_rng(seed).normal(0, noise, len(values)))
+
+
+def found(values: Values, **more: Any) -> list[int]:
+    return [point.index for point in detect(values, RULE, **more)]
+
+
+def test_a_step_is_found_with_its_place_and_size() -> None:
+    (point,) = detect(series((10, 4e-3), (12, 4.08e-3)), RULE)
+    assert point.index == 10 and point.earliest <= 10 <= point.latest
+    assert point.low <= 1.02 <= point.high and point.low > 1.015 and point.high < 1.025
+    assert point.before == pytest.approx(4e-3, rel=0.003) and point.after / point.before == pytest.approx(point.ratio)
+
+
+@pytest.mark.parametrize("step, share", [(1.02, 0.95), (1.01, 0.5), (1 / 1.02, 0.95)])
+def test_how_often_a_step_is_found(step: float, share: float) -> None:
+    hits = sum(10 in found(series((10, 1.0), (12, step), noise=0.004, seed=seed)) for seed in range(60))
+    assert hits / 60 >= share
+
+
+def test_where_nothing_moved_nothing_is_said() -> None:
+    """4,400 points of three kinds of noise: fewer than one alarm in 500."""
+    random = np.random.default_rng(1)
+    kinds = (
+        random.normal(0, 0.005, (70, 22)),
+        random.standard_t(3, (70, 22)) * 0.003,
+        random.laplace(0, 0.004, (60, 22)),
+    )
+    alarms = sum(len(found(np.exp(x))) for kind in kinds for x in kind)
+    assert alarms <= 8
+
+
+@pytest.mark.parametrize("place", [3, 9, 10, 15])
+@pytest.mark.parametrize("factor", [1.5, 0.9])
+def test_single_outliers_neither_alarm_nor_hide(place: int, factor: float) -> None:
+    quiet, stepped = series((22, 1.0)), series((10, 1.0), (12, 1.02))
+    quiet[place] *= factor
+    stepped[place] *= factor
+    assert found(quiet) == []
+    assert len(found(stepped)) == 1 and abs(found(stepped)[0] - 10) <= 1
+
+
+@pytest.mark.parametrize("growth", [0.001, -0.001, 0.003])
+def test_slow_drift_is_no_step(growth: float) -> None:
+    for seed in range(20):
+        assert found(series((40, 1.0), seed=seed) * np.exp(growth * np.arange(40))) == []
+
+
+def test_a_step_on_drift_is_found() -> None:
+    values = series((20, 1.0), (20, 1.05)) * np.exp(0.0005 * np.arange(40))
+    assert found(values) == [20]
+
+
+def test_a_change_that_was_undone_is_two() -> None:
+    first, second = detect(series((30, 1.0), (15, 1.03), (30, 1.0)), RULE)
+    assert (first.index, second.index) == (30, 45) and first.ratio > 1.02 and second.ratio < 0.98
+
+
+def test_many_changes_of_a_long_series() -> None:
+    levels = [(60, 1.0 + 0.03 * (number % 3)) for number in range(20)]
+    places = [60 * number for number in range(1, 20)]
+    assert all(min(abs(place - other) for other in found(series(*levels))) <= 1 for place in places)
+    assert len(found(series(*levels))) <= len(places) + 1
+
+
+@pytest.mark.parametrize("lengths", [(1, 1), (2, 1), (1, 2), (10, 1), (3, 2)])
+def test_one_point_on_each_side_shows_a_large_step(lengths: tuple[int, int]) -> None:
+    values = series((lengths[0], 1.0), (lengths[1], 1.04), noise=0.001)
+    assert found(values, noise=np.full(len(values), 0.002)) == [lengths[0]]
+    assert found(series((lengths[0], 1.0), (lengths[1], 1.02), noise=0.001)) == []  # not beyond what short pieces show
+    assert found(values, noise=np.full(len(values), 0.02)) == []  # within the points' own noise
+
+
+def test_a_staircase_of_single_points() -> None:
+    assert found(np.array([10.0, 10.01, 8.0, 6.5, 6.51, 6.49])) == [2, 3]
+
+
+def test_the_last_point_of_a_series_with_outliers_is_no_step() -> None:
+    values = series((22, 1.0))
+    values[[4, 12]] *= 1.3
+    values[-1] *= 1.25
+    assert found(values) == []
+
+
+def test_gaps_are_kept_in_the_counting() -> None:
+    values = np.full(44, math.nan)
+    values[::2] = series((10, 1.0), (12, 1.03))
+    (point,) = detect(values, RULE)
+    assert point.index == 20 and point.earliest % 2 == 0
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [math.nan, math.nan], [1.0, math.nan], [0.0, 0.0, 0.0], [2.0] * 30])
+def test_what_has_no_change_point(values: list[float]) -> None:
+    assert found(np.array(values)) == []
+
+
+def test_noise_is_that_between_neighbours() -> None:
+    values = series((500, 1.0), (500, 2.0), noise=0.01)
+    assert noise_of(values) == pytest.approx(0.01, rel=0.1)
+    assert noise_of(np.array([1.0, 2.0])) == 0
+
+
+def test_the_same_series_gives_the_same_change_points() -> None:
+    values = series((10, 1.0), (12, 1.012), seed=3)
+    assert detect(values, RULE) == detect(values.copy(), RULE)
+
+
+def test_time_grows_with_the_points() -> None:
+    def seconds(points: int) -> float:
+        values = series(*[(250, 1.0 + 0.02 * (number % 2)) for number in range(points // 250)])
+        begin = time.process_time()
+        assert len(detect(values, RULE)) == pytest.approx(points // 250 - 1, abs=2)
+        return time.process_time() - begin
+
+    seconds(1000)  # quantiles are remembered
+    short, long = seconds(2500), seconds(10_000)
+    assert long < 6 * short + 0.1
+    print(f"10,000 points: {long:.2f} s")
+
+
+def test_sizes_are_what_a_wider_look_would_say() -> None:
+    """Interval of a step against the truth: 95 % of 200 hold it."""
+    held = 0
+    for seed in range(200):
+        point = next(iter(detect(series((10, 1.0), (12, 1.03), noise=0.004, seed=seed), RULE)), None)
+        held += point is not None and point.low <= 1.03 <= point.high
+    assert held >= 185
+
+
+def test_an_outlier_is_pulled_to_its_neighbourhood_only() -> None:
+    x = np.array([0.0, 0.1, 0.0, 9.0, 0.1, 0.0, 0.1, 0.0])
+    tamed = changepoint._tame(x)
+    assert tamed[3] < 1 and np.array_equal(np.delete(tamed, 3), np.delete(x, 3))
