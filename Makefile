@@ -8,6 +8,7 @@
 #   ASV_OPTIONS=...      more arguments for its asv run, such as --bench Smoke
 #   TEST_JOBS=8          tests side by side, 0 for none (default: 8 where there are as many cores)
 #   GPU=1                `make test` fails on any GPU test that is skipped
+#   DATA=folder          histories for `make qualify`; QUALIFY_OPTIONS are more arguments of `python -m ci qualify`
 #   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
@@ -59,7 +60,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check pr-check drill publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check pr-check drill qualify publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -155,6 +156,16 @@ pr-check: env ## judge HEAD against BASE=rev: both built and measured in turns, 
 
 drill: env ## plant slowdowns in HEAD's kernels and count which are found; DRILL_OPTIONS for `python -m ci drill`
 	@$(PY) -m ci drill $(DRILL_OPTIONS)
+
+# apache-otava pins libraries of its own: in .venv it would replace ours.
+build/otava/ready: requirements-otava.txt $(VENV)/ready
+	rm -rf $(@D) && $(PY) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --requirement requirements-otava.txt
+	@touch $@
+
+qualify: build/otava/ready ## which steps the detectors of change points find in the histories of DATA=folder
+	@test -n "$(DATA)" || { echo "make qualify: DATA expected a folder of histories, as in make qualify DATA=histories"; exit 3; }
+	@$(PY) -m ci qualify --data "$(DATA)" --otava build/otava/bin/python $(QUALIFY_OPTIONS)
 
 # What asv knows of the suites; tracked, so it is written anew when they change.
 asv_bench/results/benchmarks.json: env FORCE

@@ -1,14 +1,15 @@
-"""`python -m ci report | pr | drill`."""
+"""`python -m ci report | pr | drill | qualify`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ci import docs, policy, pull_request, report, results, verdict
+from ci import docs, policy, pull_request, qualify, report, results, verdict
 from ci import drill as drills
 
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return {"report": _report, "pr": _pr, "drill": _drill}[options.command](options)
+        return {"report": _report, "pr": _pr, "drill": _drill, "qualify": _qualify}[options.command](options)
     except (
         UsageError,
         pull_request.CheckError,
@@ -71,7 +72,19 @@ def _parser() -> argparse.ArgumentParser:
     drill.add_argument("--repeat", type=int, default=1, help="runs of each (default: 1)")
     drill.add_argument("--record", type=Path, help="file to append to (default: ci/drills/local.jsonl)")
     drill.add_argument("--show", action="store_true", help="only count what the file holds")
+    qualified = commands.add_parser("qualify", help="plant steps into real histories and see which detector finds them")
+    qualified.add_argument("--data", type=Path, required=True, help="folder of .csv files and results trees of asv")
+    qualified.add_argument("--otava", type=Path, help="interpreter that has apache-otava, to compare with")
+    qualified.add_argument("--record", action="store_true", help="keep the result for docs/judging.md")
     return parser
+
+
+def _qualify(options: argparse.Namespace) -> int:
+    found = qualify.run(options.data, policy.load().history, options.otava)
+    print(f"\n{qualify.table(found)}")
+    if options.record:
+        results.write_atomically(qualify.RECORD, json.dumps(found, indent=1) + "\n")
+    return verdict.NOTHING_TO_REPORT
 
 
 def _drill(options: argparse.Namespace) -> int:

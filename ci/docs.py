@@ -11,16 +11,16 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from ci import drill, stats
+from ci import drill, qualify, stats
 from ci.markdown import milliseconds, percent
 from ci.policy import KernelClass, Policy
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "judging.md"
 DRILLS = Path(__file__).resolve().parent / "drills"
 _BLOCK = re.compile(
-    r"^<!-- (?P<kind>policy|drills): (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /(?P=kind) -->$", re.M | re.S
+    r"^<!-- (?P<kind>policy|drills|qualified): (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /(?P=kind) -->$", re.M | re.S
 )
-_MARK = re.compile(r"^<!-- /?(policy|drills).*-->$", re.M)
+_MARK = re.compile(r"^<!-- /?(policy|drills|qualified).*-->$", re.M)
 
 
 class UnknownBlock(RuntimeError):
@@ -30,7 +30,8 @@ class UnknownBlock(RuntimeError):
 def fill(text: str, policy: Policy) -> str:
     """Fills the blocks of a page, from `<!-- KIND: NAME -->` to `<!-- /KIND -->`, each on a line of its own.
 
-    Of the kind `policy` are BLOCKS; of the kind `drills` the records of ci/drills, by machine.
+    Of the kind `policy` are BLOCKS, of the kind `drills` the records of ci/drills by machine, and of the kind
+    `qualified` the tables of ci/qualification.json.
 
     Raises:
         UnknownBlock: for a name that does not exist, or a block that does not end.
@@ -43,7 +44,9 @@ def fill(text: str, policy: Policy) -> str:
         kind, name = match["kind"], match["name"]
         if kind == "policy" and name not in BLOCKS:
             raise UnknownBlock(f"block: expected one of {', '.join(BLOCKS)}, got {name}")
-        body = BLOCKS[name](policy) if kind == "policy" else _drills(name)
+        body = {"policy": lambda: BLOCKS[name](policy), "drills": lambda: _drills(name)}.get(
+            kind, lambda: _qualified(policy)
+        )()
         return f"<!-- {kind}: {name} -->\n{body}\n<!-- /{kind} -->"
 
     return _BLOCK.sub(replace, text)
@@ -130,6 +133,13 @@ def _invalid(policy: Policy) -> str:
     )
 
 
+def _qualified(policy: Policy) -> str:
+    record = qualify.read_record()
+    if record["rule"] != vars(policy.history):
+        raise UnknownBlock("the policy's [history] has changed since `python -m ci qualify --record`: run it again")
+    return qualify.table(record)
+
+
 def _drills(machine: str) -> str:
     lines = drill.read(DRILLS / f"{machine}.jsonl")
     checks = [line for line in lines if line["times"] == 1]
@@ -143,6 +153,15 @@ def _drills(machine: str) -> str:
     return "\n\n".join(said)
 
 
+def _history(policy: Policy) -> str:
+    rule = policy.history
+    return f"""\
+- A piece without a step is cut with a probability of {_share(rule.false_alarms)}, by {rule.orders} random orders.
+- The smallest step is {_share(rule.relevant_change)}; two levels are {rule.drift_odds:g} times likelier than a line.
+- One point on each side shows a step of {_share(rule.short_step)} or more, if beyond {rule.short_deviations:g} deviations
+  of their difference; {_share(rule.process_noise)} is what two runs of the same code differ in."""
+
+
 BLOCKS: dict[str, Callable[[Policy], str]] = {
     "classes": _classes,
     "rule": _rule,
@@ -150,4 +169,5 @@ BLOCKS: dict[str, Callable[[Policy], str]] = {
     "looks": _looks,
     "doubt": _doubt,
     "invalid": _invalid,
+    "history": _history,
 }

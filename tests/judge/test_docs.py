@@ -21,7 +21,7 @@ def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_number_stands_outside_the_blocks() -> None:
-    words = re.sub(r"<!-- (policy|drills): .*?<!-- /\1 -->", "", docs.PAGE.read_text(), flags=re.S)
+    words = re.sub(r"<!-- (policy|drills|qualified): .*?<!-- /\1 -->", "", docs.PAGE.read_text(), flags=re.S)
     assert not re.findall(r"\d", words)
 
 
@@ -68,3 +68,11 @@ def test_drills_are_counted_from_their_record(tmp_path: Path, monkeypatch: pytes
     record.write_text("{}\n")
     with pytest.raises(results.Unreadable, match=r"box\.jsonl"):
         docs.fill(page, POLICY)
+
+
+def test_a_qualification_by_other_thresholds_is_out_of_date() -> None:
+    page = "<!-- qualified: histories -->\n<!-- /qualified -->\n"
+    assert "| flash_dsa |" in docs.fill(page, POLICY)
+    changed = replace(POLICY, history=replace(POLICY.history, least_t=3.0))
+    with pytest.raises(docs.UnknownBlock, match=r"\[history\] has changed since `python -m ci qualify --record`"):
+        docs.fill(page, changed)

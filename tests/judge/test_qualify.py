@@ -1,0 +1,134 @@
+"""Qualification: what is read, planted and counted; and that ours passes where a weaker detector does not."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from judge.test_history import write
+
+from ci import __main__ as command
+from ci import policy, qualify
+from ci.changepoint import Values
+from ci.results import Unreadable
+
+RULE = policy.load().history
+PUBLIC = [
+    path.parent for path in Path(__file__).resolve().parents[3].glob("*/data/liger_h100_speed.csv.gz")
+]  # beside the project, where somebody put it
+
+
+def generated(count: int, noise: float = 0.004, points: int = 22, seed: int = 0) -> list[Values]:
+    """Quiet series with the noise that runs of one commit on an H100 have, heavy tails and a few outliers."""
+    random = np.random.default_rng(seed)
+    made = np.exp(random.standard_t(4, (count, points)) * noise / np.sqrt(2))
+    made[random.random(made.shape) < 0.01] *= 1.1
+    return list(made)
+
+
+def passes(found: dict[str, Any]) -> bool:
+    """The bar: 2 % with 12 points after it, false alarms, location."""
+    (step,) = (one["quiet"] for one in found["steps"] if (one["step"], one["after"]) == (0.02, 12))
+    quiet = found["points_per_alarm"] is None or found["points_per_alarm"] >= 500
+    return bool(quiet and step["found"] >= 0.9 * step["planted"] > 0 and step["located"] >= 0.8 * step["found"])
+
+
+def test_ours_passes_on_noise_like_ours() -> None:
+    assert passes(qualify.qualify(generated(60), qualify.ours(RULE), orders=4))
+
+
+@pytest.mark.parametrize(
+    "weaker",
+    [
+        lambda series: qualify.asv_steps(series, least=0.05),
+        qualify.ours(replace(RULE, false_alarms=0.3, least_t=1.0, drift_odds=1.0)),
+        qualify.ours(replace(RULE, relevant_change=0.03)),
+    ],
+)
+def test_a_weaker_detector_does_not_pass(weaker: qualify.Detector) -> None:
+    assert not passes(qualify.qualify(generated(60), weaker, orders=4))
+
+
+@pytest.mark.skipif(not PUBLIC, reason="no public histories beside the project")
+def test_ours_passes_on_public_histories() -> None:
+    series = qualify.read(PUBLIC[0])["liger_h100_speed.csv"]
+    assert passes(qualify.qualify(series, qualify.ours(RULE), orders=4))
+
+
+def test_what_is_planted_is_counted() -> None:
+    def knows(series: Any) -> qualify.Found:
+        """Finds what jumps by 4 % or more from one point to the next, at the point after it."""
+        return [
+            [(int(i) + 2, float(np.log(v[i + 1] / v[i]))) for i in np.flatnonzero(np.abs(np.diff(np.log(v))) > 0.04)]
+            for v in series
+        ]
+
+    flat = [np.ones(22)] * 3 + [np.ones(8)]
+    found = qualify.qualify(flat, knows, orders=2)
+    assert (found["series"], found["points"], found["points_per_alarm"]) == (3, 66, None)
+    by_step = {(one["step"], one["after"]): one["quiet"] for one in found["steps"]}
+    assert by_step[0.05, 12] == {"planted": 3, "found": 3, "located": 3}  # a point late is near enough
+    assert by_step[0.02, 5] == {"planted": 3, "found": 0, "located": 0}
+
+
+def test_noisy_series_count_apart() -> None:
+    found = qualify.qualify(generated(5, noise=0.03) + generated(5, noise=0.001), qualify.ours(RULE), orders=1)
+    assert {one["quiet"]["planted"] for one in found["steps"]} == {5}
+    assert {one["all"]["planted"] for one in found["steps"]} == {10}
+
+
+def test_tables_and_trees_are_read(tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text("commit,date,kernel,value\nb,2,x,2.0\na,1,x,1.0\na,1,y,5.0\nb,2,y,6.0\n")
+    for number in range(3):
+        write(tmp_path / "other" / "results", f"{number}" * 40, number, {"t": [[float(number)], [], "v"]})
+    (tmp_path / "other" / "results" / "benchmarks.json").write_text("{}")
+    sets = qualify.read(tmp_path)
+    assert [list(values) for values in sets["some.csv"]] == [[1.0, 2.0], [5.0, 6.0]]
+    assert [list(values) for values in sets["other"]] == [[0.0, 1.0, 2.0]]
+
+
+def test_the_known_set_leaves_out_what_its_commits_change(tmp_path: Path) -> None:
+    lines = ["commit,timestamp,kernel,provider,p50_ms,p20_ms,p80_ms"]
+    lines += [f"c{i},{i:02d},k,{who},{i + 1},0,0" for i in range(12) for who in ("torch", "liger")]
+    with gzip.open(tmp_path / "liger_h100_speed.csv.gz", "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    (values,) = qualify.read(tmp_path)["liger_h100_speed.csv"]
+    assert list(values) == [9.0, 10.0, 11.0, 12.0]
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "value\n1\n", "\x00\xff"])
+def test_another_table_is_an_error_that_names_it(content: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text(content)
+    with pytest.raises(Unreadable, match=r"some\.csv"):
+        qualify.read(tmp_path)
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["qualify", "--data", str(tmp_path)]) == 3
+    assert "expected .csv files or results trees of asv, got neither" in capsys.readouterr().err
+
+
+def test_the_command_prints_and_keeps_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{i},k{k},{value}" for k, values in enumerate(generated(3)) for i, value in enumerate(values)]
+    (tmp_path / "some.csv").write_text("\n".join(["order,kernel,value", *rows]))
+    monkeypatch.setattr(qualify, "RECORD", tmp_path / "qualification.json")
+    monkeypatch.setattr(qualify, "ORDERS", 1)
+    assert command.main(["qualify", "--data", str(tmp_path), "--record"]) == 0
+    said = capsys.readouterr().out
+    assert "`some.csv`: 3 series, 66 points" in said and "| asv, 5 % |" in said
+    assert qualify.table(qualify.read_record(tmp_path / "qualification.json")) in said
+    (tmp_path / "qualification.json").write_text("{}")
+    with pytest.raises(Unreadable, match=r"qualification\.json"):
+        qualify.read_record(tmp_path / "qualification.json")
+
+
+def test_an_interpreter_without_otava_is_named() -> None:
+    with pytest.raises(Unreadable, match=r"apache-otava: .*otava"):
+        qualify.otava(Path(sys.executable))([np.ones(4)])
