@@ -158,8 +158,8 @@ def _history(policy: Policy) -> str:
     return f"""\
 - A piece without a step is cut with a probability of {_share(rule.false_alarms)}, by {rule.orders} random orders.
 - The smallest step is {_share(rule.relevant_change)}; two levels are {rule.drift_odds:g} times likelier than a line.
-- One point on each side shows a step of {_share(rule.short_step)} or more, beyond {rule.short_deviations:g} deviations of
-  their difference; {_share(rule.process_noise)} is what two runs of the same code differ in."""
+- One point on each side shows a step of {_share(rule.short_step)} or more, beyond {rule.short_deviations:g} deviations
+  of their difference; {_share(rule.process_noise)} is what two runs of the same code differ in."""
 
 
 BLOCKS: dict[str, Callable[[Policy], str]] = {
