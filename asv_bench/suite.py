@@ -179,11 +179,25 @@ def _measure_controls(grid: Grid) -> Cache:
 
     notebook = Notebook()
     notebook.write({"machine": telemetry.machine_facts(grid.device)})
+    notebook.write({"fingerprint": _fingerprint(grid.device)})
     work, clock = controls.Work(grid.copy_bytes, grid.gemm_size), sampling.for_device(grid.device)[1]
     results = controls.measure(torch.device(grid.device), work, grid.protocol, clock)
     for name, result in results.items():
         notebook.write({"control": name, **_facts(result)})
     return {("control", name): _control_entry(result) for name, result in results.items()}
+
+
+def _fingerprint(device: str) -> dict[str, Any] | None:
+    """What the build noted of its code, and the target that serves this device; None for a commit without either."""
+    import torch
+
+    import flash_dsa
+
+    try:
+        noted = json.loads((Path(flash_dsa.__file__).parent / "_fingerprint.json").read_text(encoding="utf-8"))
+        return {"target": flash_dsa.target_of(torch.device(device)), **noted}
+    except (OSError, ValueError, AttributeError, NotImplementedError):
+        return None
 
 
 def _control_entry(result: sampling.Samples) -> Entry:

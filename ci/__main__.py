@@ -1,4 +1,4 @@
-"""`python -m ci report | pr | drill | qualify`."""
+"""`python -m ci report | pr | drill | judge | qualify`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ci import docs, policy, pull_request, qualify, report, results, verdict
+from ci import alerts, docs, history, policy, pull_request, qualify, report, results, verdict
 from ci import drill as drills
 
 
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return {"report": _report, "pr": _pr, "drill": _drill, "qualify": _qualify}[options.command](options)
+        return {"report": _report, "pr": _pr, "drill": _drill, "judge": _judge, "qualify": _qualify}[options.command](
+            options
+        )
     except (
         UsageError,
         pull_request.CheckError,
@@ -72,11 +74,26 @@ def _parser() -> argparse.ArgumentParser:
     drill.add_argument("--repeat", type=int, default=1, help="runs of each (default: 1)")
     drill.add_argument("--record", type=Path, help="file to append to (default: ci/drills/local.jsonl)")
     drill.add_argument("--show", action="store_true", help="only count what the file holds")
+    judge = commands.add_parser("judge", help="what moved in a history, since when, and why")
+    judge.add_argument("results", type=Path, help="results tree of asv, such as asv_bench/results")
+    judge.add_argument("--output", type=Path, default=Path("alerts.json"), help="file to write (default: alerts.json)")
+    judge.add_argument("--acknowledged", type=Path, default=alerts.ACKNOWLEDGED, help="what was accepted, by whom")
     qualified = commands.add_parser("qualify", help="plant steps into real histories and see which detector finds them")
     qualified.add_argument("--data", type=Path, required=True, help="folder of .csv files and results trees of asv")
     qualified.add_argument("--otava", type=Path, help="interpreter that has apache-otava, to compare with")
     qualified.add_argument("--record", action="store_true", help="keep the result for docs/judging.md")
     return parser
+
+
+def _judge(options: argparse.Namespace) -> int:
+    if not options.results.is_dir():
+        raise UsageError(f"results: expected a folder, got {options.results}")
+    acknowledged = alerts.read_acknowledged(options.acknowledged)
+    fingerprints = alerts.read_fingerprints(options.results)
+    found = alerts.judge(history.read_tree(options.results), policy.load().history, fingerprints, acknowledged)
+    results.write_atomically(options.output, json.dumps(alerts.document(found), indent=1) + "\n")
+    print(alerts.text(found))
+    return alerts.exit_code(found)
 
 
 def _qualify(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ Sources: Hampel, "The influence curve and its role in robust estimation", JASA 6
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _FEWEST = 5  # points that can be split: two levels of two at least, and one mor
 _SIDE = 2  # points of a level at least, where levels are told by t
 _NEIGHBOURS = 3  # to either side, in which an outlier is one
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # of windows; the last is the longest piece looked at whole
+_TRIED = 4  # windows of a piece that may fail, the strongest first, until no other is judged
 _TINY = 1e-18  # a sum of squares below which values are equal
 _MANY, _PLAIN = 48, 1e-4  # points, and the share of false_alarms, from which no orders are drawn: none would be as rare
 _CHI2 = 3.841  # 95 % of chi-square with one degree of freedom: how far the location may be off
@@ -92,10 +94,17 @@ def detect(values: Values, rule: History, noise: Values | None = None) -> list[C
     tamed = _tame(x)
     cuts = _located(tamed, sorted(_cuts(tamed, rule)))
     cuts = sorted({*cuts, *_short(x, own, cuts, rule)})
-    edges = [0, *cuts, len(x)]
-    return [
-        _described(tamed, own, edges[number], cut, edges[number + 2], there, rule) for number, cut in enumerate(cuts)
-    ]
+    while True:
+        edges = [0, *cuts, len(x)]
+        for start, end in itertools.pairwise(edges):
+            if end - start <= _NEIGHBOURS:  # a level of its own, not an outlier of its neighbourhood's
+                tamed[start:end] = x[start:end]
+        found = [_described(tamed, own, edges[i], cut, edges[i + 2], there, rule) for i, cut in enumerate(cuts)]
+        # With all cuts known a step may be smaller than where it was found; what counts for nothing is taken back.
+        sizes = [abs(math.log(point.ratio)) for point in found]
+        if not sizes or min(sizes) >= rule.relevant_change:
+            return found
+        del cuts[sizes.index(min(sizes))]
 
 
 def _tame(x: Values) -> Values:
@@ -128,38 +137,46 @@ def _cuts(x: Values, rule: History) -> Iterator[int]:
     pieces = [(0, len(x))]
     while pieces:
         start, end = pieces.pop()
-        cut = _cut(x[start:end], rule)
-        if cut is not None:
-            yield start + cut
-            pieces += [(start, start + cut), (start + cut, end)]
+        cuts = [start + cut for cut in _cuts_of_piece(x[start:end], rule)]
+        yield from cuts
+        if cuts:
+            pieces += itertools.pairwise([start, *cuts, end])
 
 
-def _cut(x: Values, rule: History) -> int | None:
-    """Where a piece is best cut in two, or None."""
+def _cuts_of_piece(x: Values, rule: History) -> list[int]:
+    """Where a piece is best cut in two; where it is not, or is too long to tell, all cuts of its windows."""
     if len(x) < _FEWEST:
-        return None
+        return []
     if len(x) <= _LENGTHS[-1]:
         found = _judged(x, rule, rule.false_alarms)
         if found is not None:
-            return found
-    candidates: list[tuple[float, int, int]] = []
-    tests = sum(4 * len(x) for length in _LENGTHS if length < len(x))
-    for length in _LENGTHS:
-        if length >= len(x):
-            break
+            return [found]
+    cuts: list[int] = []
+    taken: list[tuple[int, int]] = []
+    failures = 0
+    for _, start, length in sorted(_windows(x, rule), reverse=True):
+        if any(start < last and first < start + length for first, last in taken):
+            continue
+        found = _judged(x[start : start + length], rule, rule.false_alarms / _TRIED)
+        if found is None:
+            failures += 1
+            if failures == _TRIED:
+                break
+        else:
+            cuts.append(start + found)
+            taken.append((start, start + length))
+    return sorted(cuts)
+
+
+def _windows(x: Values, rule: History) -> Iterator[tuple[float, int, int]]:
+    """Windows whose best step is too rare to be one of many: how much so, start and length."""
+    lengths = [length for length in _LENGTHS if length < len(x)]
+    for length in lengths:
         starts = np.append(np.arange(0, len(x) - length, length // 4), len(x) - length)
         t, size = _scan(np.lib.stride_tricks.sliding_window_view(x, length)[starts])
-        least = _quantile(rule.false_alarms / tests, length - 2)
+        least = _quantile(rule.false_alarms / (4 * len(x) * len(lengths)), length - 2)
         strength = np.where(np.abs(size) >= rule.relevant_change, t, 0.0).max(-1) / least
-        candidates += [(strength[i], int(starts[i]), length) for i in np.flatnonzero(strength >= 1)]
-    for _, start, length in sorted(candidates, reverse=True)[:_TRIED]:
-        found = _judged(x[start : start + length], rule, rule.false_alarms / _TRIED)
-        if found is not None:
-            return start + found
-    return None
-
-
-_TRIED = 4  # windows of a piece that are judged, the strongest first
+        yield from ((float(strength[i]), int(starts[i]), length) for i in np.flatnonzero(strength >= 1))
 
 
 @functools.cache

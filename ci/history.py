@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ci.changepoint import Values
 from ci.results import Unreadable
@@ -43,13 +44,19 @@ class History:
     noise: Values
 
 
+_Key = tuple[str, tuple[str, ...], str]  # benchmark, params, version
+
+
 @dataclass(frozen=True)
 class _Result:
-    path: Path
+    """A file: of each of its series the number that the tree gave it, the value and the noise."""
+
     commit: str
     date: float
     environment: str
-    points: Mapping[tuple[str, tuple[str, ...], str], tuple[float, float]]  # value and noise
+    series: NDArray[np.int32]
+    values: Values
+    noise: Values
 
 
 def read_tree(root: Path) -> list[History]:
@@ -61,32 +68,37 @@ def read_tree(root: Path) -> list[History]:
     Raises:
         results.Unreadable: for a file that is damaged or no result, naming it; for a tree without results.
     """
-    found = []
+    found: list[History] = []
+    numbers: dict[_Key, int] = {}
     for machine in sorted(path for path in root.iterdir() if path.is_dir()):
-        paths = sorted(path for path in machine.glob("*.json") if path.name not in _NO_RESULTS)
         by_environment: dict[str, list[_Result]] = {}
-        for path in paths:
-            result = _read(path)
+        for path in sorted(path for path in machine.glob("*.json") if path.name not in _NO_RESULTS):
+            result = _read(path, numbers)
             by_environment.setdefault(result.environment, []).append(result)
         for environment, results in by_environment.items():
-            found += list(_series(machine.name, environment, results))
+            found += _series(machine.name, environment, results, list(numbers))
     if not found:
         raise Unreadable(f"{root}: expected asv's results, in a folder per machine, got none")
     return found
 
 
-def _series(machine: str, environment: str, results: list[_Result]) -> Iterator[History]:
-    results = sorted(results, key=lambda result: (result.date, result.commit))
+def _series(machine: str, environment: str, results: list[_Result], keys: list[_Key]) -> Iterator[History]:
+    results.sort(key=lambda result: (result.date, result.commit))
     commits = tuple(result.commit for result in results)
-    for key in dict.fromkeys(key for result in results for key in result.points):
-        pairs = np.array([result.points.get(key, (math.nan, 0.0)) for result in results])
-        yield History(key[0], key[1], machine, environment, commits, pairs[:, 0], pairs[:, 1])
+    values = np.full((len(keys), len(results)), math.nan)
+    noise = np.zeros_like(values)
+    for column, result in enumerate(results):
+        values[result.series, column] = result.values
+        noise[result.series, column] = result.noise
+    for number in sorted({int(number) for result in results for number in result.series}):
+        benchmark, params, _ = keys[number]
+        yield History(benchmark, params, machine, environment, commits, values[number], noise[number])
 
 
-def _read(path: Path) -> _Result:
+def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        points: dict[tuple[str, tuple[str, ...], str], tuple[float, float]] = {}
+        rows: list[tuple[int, float, float]] = []
         columns = document["result_columns"]
         for benchmark, row in document["results"].items():
             cells = dict(zip(columns, row, strict=False))
@@ -97,8 +109,16 @@ def _read(path: Path) -> _Result:
             lows, highs = (cells.get(f"stats_ci_99_{side}") or [None] * len(values) for side in "ab")
             for combination, value, low, high in zip(combinations, values, lows, highs, strict=True):
                 key = (benchmark, tuple(map(str, combination)), str(cells.get("version")))
-                points[key] = (_number(value), _noise(value, low, high))
-        return _Result(path, str(document["commit_hash"]), float(document["date"]), str(document["env_name"]), points)
+                rows.append((numbers.setdefault(key, len(numbers)), _number(value), _noise(value, low, high)))
+        series, found, noise = zip(*rows, strict=True) if rows else ((), (), ())
+        return _Result(
+            str(document["commit_hash"]),
+            float(document["date"]),
+            str(document["env_name"]),
+            np.array(series, dtype=np.int32),
+            np.array(found, dtype=np.float64),
+            np.array(noise, dtype=np.float64),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
 

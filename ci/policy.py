@@ -55,6 +55,7 @@ class History:
     short_deviations: float
     process_noise: float
     confidence: float
+    lone_deviations: float
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _history(table: Any) -> History:
         raise PolicyError(f"history: expected a table, got {table!r}")
     _keys(table, [one.name for one in fields(History)], "history.")
     shares = ("false_alarms", "relevant_change", "short_step", "process_noise", "confidence")
-    positive = ("least_t", "drift_odds", "short_deviations")
+    positive = ("least_t", "drift_odds", "short_deviations", "lone_deviations")
     return History(
         orders=_count(table, "orders", "history."),
         **{name: _number(table, name, *_SHARE, "history.") for name in shares},

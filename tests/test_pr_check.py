@@ -86,8 +86,8 @@ def test_a_planted_slowdown_is_found_and_an_unchanged_pair_is_quiet(tmp_path: Pa
 def test_a_drill_finds_what_it_plants(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     said = clone.run(
-        sys.executable, "-m", "ci", "drill", "--plants", "0,0.6", "--record", str(tmp_path / "drills.jsonl")
+        sys.executable, "-m", "ci", "drill", "--plants", "nothing,delay:0.6", "--record", str(tmp_path / "drills.jsonl")
     )
     quiet, found = drill.count(drill.read(tmp_path / "drills.jsonl"))
-    assert quiet.plant == 0 and quiet.flagged == 0 and quiet.judged > 0
-    assert found.plant == 0.6 and found.flagged >= found.judged / 2, said
+    assert quiet.plant == "nothing" and quiet.flagged == 0 and quiet.judged > 0
+    assert found.plant == "delay:0.6" and found.flagged >= found.judged / 2, said

@@ -65,7 +65,8 @@ def test_every_view_of_a_grid_has_samples(monkeypatch: pytest.MonkeyPatch, tmp_p
     expected = [(*SPARSE, name) for name in TINY.sparse] + [(*DENSE, name) for name in TINY.dense] + [RATIO]
     assert set(cache) == {*expected, *(("control", work) for work in suite.CONTROLS)}
     assert all(sample > 0 for entry in cache.values() for sample in entry["samples"])
-    machine, *lines = [json.loads(line) for line in sidecar.read_text().splitlines()]
+    machine, code, *lines = [json.loads(line) for line in sidecar.read_text().splitlines()]
+    assert code["fingerprint"]["target"] == "cpu" and code["fingerprint"]["host"] and code["fingerprint"]["kernels"]
     assert machine["machine"]["torch"] == torch.__version__
     assert [tuple(line["view"]) for line in lines if "view" in line] == expected
 

@@ -104,6 +104,13 @@ def test_the_last_point_of_a_series_with_outliers_is_no_step() -> None:
     assert found(values) == []
 
 
+def test_no_step_is_smaller_than_what_counts() -> None:
+    """However it was found: in view of another it may have looked larger."""
+    for seed in range(30):
+        values = series(*[(60, 1.0 + 0.03 * (number % 2)) for number in range(12)], noise=0.004, seed=seed)
+        assert min(abs(math.log(point.ratio)) for point in detect(values, RULE)) >= RULE.relevant_change
+
+
 def test_gaps_are_kept_in_the_counting() -> None:
     values = np.full(44, math.nan)
     values[::2] = series((10, 1.0), (12, 1.03))

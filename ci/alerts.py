@@ -1,0 +1,406 @@
+"""Alerts: what moved in a history, said once for all series that moved with it, and whether code or machine did it.
+
+A change point shared by several series of a machine is one alert. Two kinds of witnesses speak for the machine:
+controls, whose work no commit changes, and implementations that are not ours. Where the code's fingerprint was recorded
+on both sides of a change and is the same, nothing else is asked.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ci import changepoint, codegen, groups
+from ci.changepoint import ChangePoint
+from ci.history import History
+from ci.markdown import code
+from ci.policy import History as Rule
+from ci.results import Unreadable
+from ci.verdict import FOUND, INCONCLUSIVE, NOTHING_TO_REPORT, CaseVerdict, Verdict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA = 1
+ACKNOWLEDGED = Path(__file__).with_name("acknowledged.toml")
+OURS = "flash_dsa"
+_OPS = {"sparse_prefill": "sparse_fwd", "dense_prefill": "dense_fwd"}  # of our suites' modules
+_CONTROLS = "control"
+
+Fingerprints = Mapping[tuple[str, str], codegen.Fingerprint]  # by machine and commit
+
+
+class Cause(str, Enum):
+    """What moved."""
+
+    CODE = "code"
+    ENVIRONMENT = "environment"
+    UNKNOWN = "unknown"
+
+
+class Status(str, Enum):
+    """What became of an alert."""
+
+    OPEN = "open"
+    WEAK = "weak"  # one noisy series alone, by less than would convince
+    FIXED = "fixed"
+    ACKNOWLEDGED = "acknowledged"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A change point of a series."""
+
+    history: History
+    point: ChangePoint
+
+    @property
+    def slower(self) -> bool:
+        """Whether the value grew; all of ours and all of asv's are better when they are small."""
+        return self.point.ratio > 1
+
+    @property
+    def size(self) -> float:
+        """Logarithm of after over before."""
+        return math.log(self.point.ratio)
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """An entry of `ci/acknowledged.toml`.
+
+    Args:
+        commit: a full hash or the beginning of one, in the alert's range. benchmarks: a pattern that all of the alert's
+            benchmarks fit, such as `sparse_prefill.*`. author, reason, date: shown with the alert.
+    """
+
+    commit: str
+    benchmarks: str
+    author: str
+    reason: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What moved together.
+
+    Args:
+        moved: the change points, of one machine and environment. cause, status: see there.
+        fixed_by: the commit that undid it, or None. acknowledgement: who accepted it, or None.
+    """
+
+    moved: tuple[Moved, ...]
+    cause: Cause
+    status: Status = Status.OPEN
+    fixed_by: str | None = None
+    acknowledgement: Acknowledgement | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Regressed or improved."""
+        return Verdict.REGRESSED if self.moved[0].slower else Verdict.IMPROVED
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """The commits that may have done it, the likeliest of them first, then in their order."""
+        history = self.moved[0].history
+        first = max(one.point.earliest for one in self.moved)
+        last = max(first, min(one.point.latest for one in self.moved))
+        likely = _likeliest(self.moved)
+        return (history.commits[likely], *(history.commits[i] for i in range(first, last + 1) if i != likely))
+
+    @property
+    def known_good(self) -> str:
+        """The last commit that was measured before any of them."""
+        commits = self.moved[0].history.commits
+        before = min(commits.index(commit) for commit in self.commits)
+        return next(commits[i] for i in range(before - 1, -1, -1) if any(m.history.values[i] > 0 for m in self.moved))
+
+    @property
+    def id(self) -> str:
+        """The same for the same change, however much history comes after it."""
+        history = self.moved[0].history
+        names = sorted({one.history.benchmark for one in self.moved})
+        text = "\n".join([history.machine, history.environment, self.commits[0], self.verdict.value, *names])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def sentences(self) -> list[str]:
+        """A sentence for each group over s_kv and topk, or for each series of another project."""
+        known, cases, other = {}, [], []
+        for one in self.moved:
+            problem = _problem(one.history)
+            if problem is None:
+                other.append(f"{code(_name(one.history))} {groups.by_how_much([_case(one)])}")
+            else:
+                known[_name(one.history)] = problem
+                cases.append(_case(one))
+        return groups.sentences(cases, known) + sorted(other)
+
+
+def judge(
+    histories: Iterable[History],
+    rule: Rule,
+    fingerprints: Fingerprints | None = None,
+    acknowledged: Sequence[Acknowledgement] = (),
+) -> list[Alert]:
+    """The alerts of histories, by machine and environment, in the order of commits.
+
+    Args:
+        histories: series. rule: thresholds. fingerprints: of the code of commits, where they were recorded.
+        acknowledged: what somebody accepted.
+    """
+    by_place: dict[tuple[str, str], list[History]] = {}
+    for history in histories:
+        by_place.setdefault((history.machine, history.environment), []).append(history)
+    found = []
+    for place in by_place.values():
+        moved = [
+            Moved(history, point)
+            for history in place
+            for point in changepoint.detect(history.values, rule, history.noise)
+        ]
+        later: dict[int, list[Moved]] = {}  # by series, in order
+        for one in sorted(moved, key=lambda one: one.point.index):
+            later.setdefault(id(one.history), []).append(one)
+        for together in _together(moved):
+            cause = _cause(together, moved, place, fingerprints or {})
+            alert = Alert(together, cause, Status.WEAK if _is_weak(together, rule) else Status.OPEN)
+            found.append(_followed_up(alert, later, rule, acknowledged))
+    return found
+
+
+def exit_code(alerts: Sequence[Alert]) -> int:
+    """1 when something regressed and is neither fixed, acknowledged nor the machine's; 2 when only weak ones did."""
+    ours = [one for one in alerts if one.verdict is Verdict.REGRESSED and one.cause is not Cause.ENVIRONMENT]
+    if any(one.status is Status.OPEN for one in ours):
+        return FOUND
+    return INCONCLUSIVE if any(one.status is Status.WEAK for one in ours) else NOTHING_TO_REPORT
+
+
+def _together(moved: Sequence[Moved]) -> list[tuple[Moved, ...]]:
+    """Change points in the same direction whose ranges of commits have one in common, and witnesses apart."""
+    found: dict[tuple[bool, bool], list[tuple[int, int, list[Moved]]]] = {}
+    for one in sorted(moved, key=lambda one: (one.point.index, one.history.benchmark, one.history.params)):
+        kind = found.setdefault((one.slower, _is_witness(one.history)), [])
+        for number, (first, last, group) in enumerate(kind):
+            first, last = max(first, one.point.earliest), min(last, one.point.latest)
+            if first <= last:
+                group.append(one)
+                kind[number] = (first, last, group)
+                break
+        else:
+            kind.append((one.point.earliest, one.point.latest, [one]))
+    groups_found = [tuple(group) for kind in found.values() for _, _, group in kind]
+    return sorted(groups_found, key=lambda group: group[0].point.index)
+
+
+def _likeliest(moved: Sequence[Moved]) -> int:
+    """The first point of the new level that most of them have."""
+    votes = [one.point.index for one in moved]
+    return max(sorted(set(votes)), key=votes.count)
+
+
+def _is_witness(history: History) -> bool:
+    """Whether no commit of ours changes what it measures."""
+    module = history.benchmark.partition(".")[0]
+    if module == _CONTROLS:
+        return True
+    return module in _OPS and bool(history.params) and _plain(history.params[-1]) != OURS
+
+
+def _is_weak(moved: Sequence[Moved], rule: Rule) -> bool:
+    if len(moved) > 1:
+        return False
+    one = moved[0]
+    values = one.history.values
+    noise = changepoint.noise_of(values[values > 0])
+    return abs(one.size) < rule.lone_deviations * noise
+
+
+def _cause(moved: Sequence[Moved], others: Sequence[Moved], place: Sequence[History], known: Fingerprints) -> Cause:
+    if _is_witness(moved[0].history):
+        return Cause.ENVIRONMENT
+    history, likely = moved[0].history, _likeliest(moved)
+    ends = [known.get((history.machine, history.commits[index])) for index in (likely - 1, likely)]
+    op = _OPS.get(history.benchmark.partition(".")[0])
+    target = _target_of(ends[1])
+    if None not in ends and codegen.same_code(ends[0], ends[1], target, op):
+        return Cause.ENVIRONMENT
+    if not any(_is_witness(one) for one in place):
+        return Cause.CODE if None not in ends else Cause.UNKNOWN
+    size = math.exp(sum(abs(one.size) for one in moved) / len(moved)) - 1
+    witnesses = [
+        one
+        for one in others
+        if _is_witness(one.history)
+        and one.slower == moved[0].slower
+        and one.point.earliest <= likely <= one.point.latest
+        and abs(math.expm1(one.size)) >= size / 2
+    ]
+    return Cause.ENVIRONMENT if witnesses else Cause.CODE
+
+
+def _target_of(fingerprint: codegen.Fingerprint | None) -> str | None:
+    """Which target served the commit, as was recorded beside its fingerprint."""
+    target = None if fingerprint is None else fingerprint.get("target")
+    return target if isinstance(target, str) else None
+
+
+def _followed_up(
+    alert: Alert, moved: Mapping[int, Sequence[Moved]], rule: Rule, acknowledged: Sequence[Acknowledgement]
+) -> Alert:
+    """With what became of it: undone by a later commit, or accepted by somebody."""
+    undone = [commit for one in alert.moved if (commit := _undone_by(one, moved[id(one.history)], rule))]
+    if len(undone) > len(alert.moved) / 2:
+        return Alert(alert.moved, alert.cause, Status.FIXED, fixed_by=max(sorted(set(undone)), key=undone.count))
+    for entry in acknowledged:
+        fits = all(fnmatch.fnmatchcase(one.history.benchmark, entry.benchmarks) for one in alert.moved)
+        if fits and any(commit.startswith(entry.commit) for commit in alert.commits):
+            return Alert(alert.moved, alert.cause, Status.ACKNOWLEDGED, acknowledgement=entry)
+    return alert
+
+
+def _undone_by(one: Moved, moved: Sequence[Moved], rule: Rule) -> str | None:
+    """The commit after which the series is back, or beyond, within the smallest step that counts."""
+    for later in moved:
+        if later.point.index <= one.point.index or later.slower == one.slower:
+            continue
+        back = math.log(later.point.after / one.point.before)
+        if (back if one.slower else -back) <= rule.relevant_change:
+            return one.history.commits[later.point.index]
+    return None
+
+
+def _plain(param: str) -> str:
+    return param.strip("'\"")
+
+
+def _name(history: History) -> str:
+    return f"{history.benchmark}({', '.join(history.params)})" if history.params else history.benchmark
+
+
+def _problem(history: History) -> dict[str, Any] | None:
+    """The fields by which `groups` tells families apart, of a point of our prefill suites."""
+    module, _, rest = history.benchmark.partition(".")
+    if module not in _OPS or len(history.params) != 3:
+        return None
+    s_kv, second, implementation = map(_plain, history.params)
+    if not s_kv.isdecimal():
+        return None
+    problem: dict[str, Any] = {"op": _OPS[module], "s_kv": int(s_kv), "features": implementation, "indices": rest}
+    if module == "sparse_prefill":
+        return {**problem, "topk": int(second)} if second.isdecimal() else None
+    d_qk, _, d_v = second.partition("x")
+    return {**problem, "d_qk": d_qk, "d_v": d_v}
+
+
+def _case(one: Moved) -> CaseVerdict:
+    verdict = Verdict.REGRESSED if one.slower else Verdict.IMPROVED
+    return CaseVerdict(_name(one.history), verdict, ratio=one.point.ratio, low=one.point.low, high=one.point.high)
+
+
+def read_acknowledged(path: Path = ACKNOWLEDGED) -> tuple[Acknowledgement, ...]:
+    """Entries of a file; none when there is no file.
+
+    Raises:
+        results.Unreadable: when it is no TOML, or an entry lacks a key or has another one.
+    """
+    if not path.exists():
+        return ()
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = document.pop("acknowledged", [])
+        if document:
+            raise ValueError(f"expected [[acknowledged]] tables, got {', '.join(document)}")
+        found = tuple(Acknowledgement(**{key: str(value) for key, value in entry.items()}) for entry in entries)
+        for entry in found:
+            if len(entry.commit) < 7 or not entry.author.strip() or not entry.reason.strip():
+                raise ValueError(f"expected a commit of at least 7 digits, author and reason, got {entry}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Unreadable(f"{path}: {error}") from error
+    return found
+
+
+def read_fingerprints(root: Path) -> dict[tuple[str, str], codegen.Fingerprint]:
+    """Fingerprints from the telemetry beside a tree's results, `<machine>/<commit>.telemetry.jsonl`.
+
+    Raises:
+        results.Unreadable: for a line that is damaged, naming the file.
+    """
+    found: dict[tuple[str, str], codegen.Fingerprint] = {}
+    for path in sorted(root.glob("*/*.telemetry.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                fingerprint = json.loads(line).get("fingerprint")
+            except (ValueError, AttributeError) as error:
+                raise Unreadable(f"{path}: {error}") from error
+            if isinstance(fingerprint, dict):
+                found[path.parent.name, path.name.partition(".")[0]] = fingerprint
+    return found
+
+
+def document(alerts: Sequence[Alert]) -> dict[str, Any]:
+    """What `alerts.json` holds."""
+    return {"schema": SCHEMA, "alerts": [_document(alert) for alert in alerts]}
+
+
+def _document(alert: Alert) -> dict[str, Any]:
+    history, said = alert.moved[0].history, alert.acknowledgement
+    return {
+        "id": alert.id,
+        "machine": history.machine,
+        "environment": history.environment,
+        "verdict": alert.verdict.value,
+        "cause": alert.cause.value,
+        "status": alert.status.value,
+        "commit": alert.commits[0],
+        "commits": list(alert.commits),
+        "known_good": alert.known_good,
+        "fixed_by": alert.fixed_by,
+        "acknowledged": None if said is None else {"author": said.author, "reason": said.reason, "date": said.date},
+        "sentences": alert.sentences,
+        "series": [
+            {
+                "benchmark": one.history.benchmark,
+                "params": list(one.history.params),
+                **{name: getattr(one.point, name) for name in ("ratio", "low", "high", "before", "after")},
+                "commit": one.history.commits[one.point.index],
+            }
+            for one in alert.moved
+        ],
+    }
+
+
+def text(alerts: Sequence[Alert]) -> str:
+    """The alerts for a terminal: the worst first, what is settled last."""
+    order = {Status.OPEN: 0, Status.WEAK: 1, Status.ACKNOWLEDGED: 2, Status.FIXED: 3}
+    lines = []
+    for alert in sorted(alerts, key=lambda one: (order[one.status], one.verdict is not Verdict.REGRESSED)):
+        history = alert.moved[0].history
+        where = f"{alert.known_good[:12]}..{alert.commits[0][:12]}"
+        if len(alert.commits) > 1:
+            where += f" (or {len(alert.commits) - 1} near it)"
+        cause = {Cause.CODE: "the code", Cause.ENVIRONMENT: "the machine", Cause.UNKNOWN: "cause unknown"}[alert.cause]
+        lines.append(f"{alert.id} {alert.verdict.value} on {history.machine}, {where}, {cause}, {_status(alert)}")
+        lines += [f"    {sentence}" for sentence in alert.sentences]
+    return "\n".join(lines) if lines else "nothing moved"
+
+
+def _status(alert: Alert) -> str:
+    if alert.status is Status.FIXED:
+        return f"fixed by {str(alert.fixed_by)[:12]}"
+    if alert.acknowledgement:
+        return f"acknowledged by {alert.acknowledgement.author}: {alert.acknowledgement.reason}"
+    return str(alert.status.value)

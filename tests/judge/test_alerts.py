@@ -1,0 +1,193 @@
+"""Alerts: what is one, whose doing it is, what became of it. On invented histories with known truth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from judge.test_history import write
+
+from ci import __main__ as command
+from ci import alerts, policy
+from ci.alerts import Acknowledgement, Alert, Cause, Status
+from ci.history import History
+from ci.results import Unreadable
+from ci.verdict import Verdict
+
+RULE = policy.load().history
+COMMITS = tuple(f"{number:02d}" * 20 for number in range(40))
+SPARSE = "sparse_prefill.SparsePrefill.track_seconds"
+
+
+def series(
+    *levels: float, benchmark: str = SPARSE, params: tuple[str, ...] = (), noise: float = 0.002, seed: int = 0
+) -> History:
+    """Levels of equal length over 40 commits."""
+    values = np.repeat(np.array(levels), 40 // len(levels))
+    name = params or ("8192", "2048", "'flash_dsa'")
+    values = values * np.exp(np.random.default_rng([seed, *map(ord, "".join(name))]).normal(0, noise, 40))
+    return History(benchmark, name, "box", "py", COMMITS, values, np.zeros(40))
+
+
+def ours(s_kv: int, topk: int, *levels: float, **more: Any) -> History:
+    return series(*levels, params=(str(s_kv), str(topk), "'flash_dsa'"), **more)
+
+
+def control(*levels: float, work: str = "gemm") -> History:
+    return series(*levels, benchmark="control.Control.track_seconds", params=(f"'{work}'",))
+
+
+QUIET = control(1, 1)
+
+
+def judged(*histories: History, **more: Any) -> list[Alert]:
+    return alerts.judge(histories, RULE, **more)
+
+
+def test_series_that_moved_together_are_one_alert_in_a_sentence() -> None:
+    moved = [ours(s_kv, topk, 1.0, 1.04) for s_kv in (4096, 8192) for topk in (1024, 2048)]
+    (alert,) = judged(*moved, ours(4096, 512, 1.0, 1.0), ours(8192, 512, 1.0, 1.0), QUIET)
+    assert (alert.verdict, alert.cause, alert.status) == (Verdict.REGRESSED, Cause.CODE, Status.OPEN)
+    assert len(alert.moved) == 4 and alert.commits[0] == COMMITS[20] and alert.known_good == COMMITS[19]
+    (sentence,) = alert.sentences
+    assert sentence.startswith("sparse_fwd slower by 4.") and sentence.endswith("at s_kv 4096 to 8192")
+
+
+def test_a_faster_and_a_slower_one_are_two_alerts() -> None:
+    faster, slower = judged(ours(4096, 512, 1.0, 0.9), ours(4096, 2048, 1.0, 1.1), QUIET)
+    assert {faster.verdict, slower.verdict} == {Verdict.IMPROVED, Verdict.REGRESSED} and faster.id != slower.id
+
+
+def test_changes_of_different_commits_are_different_alerts() -> None:
+    first, second = judged(ours(4096, 512, 1.0, 1.1, 1.1, 1.1), ours(4096, 2048, 1.0, 1.0, 1.1, 1.1), QUIET)
+    assert (first.commits[0], second.commits[0]) == (COMMITS[10], COMMITS[20])
+
+
+@pytest.mark.parametrize("witness", [control(1.0, 1.04), series(1.0, 1.04, params=("8192", "2048", "'naive'"))])
+def test_what_the_witnesses_share_is_the_machines(witness: History) -> None:
+    found = judged(ours(4096, 512, 1.0, 1.04), witness)
+    assert {alert.cause for alert in found} == {Cause.ENVIRONMENT} and len(found) == 2
+    assert alerts.exit_code(found) == 0
+
+
+@pytest.mark.parametrize("witness", [control(1.0, 0.96), control(1.0, 1.01), control(1.0, 1.0, 1.04, 1.04)])
+def test_a_witness_that_moved_otherwise_excuses_nothing(witness: History) -> None:
+    found = judged(ours(4096, 512, 1.0, 1.06, 1.06, 1.06), witness)
+    assert Cause.CODE in {alert.cause for alert in found} and alerts.exit_code(found) == 1
+
+
+def fingerprint(sass: str) -> dict[str, Any]:
+    return {"host": "h", "target": "sm80", "kernels": {"sm80/k": {"op": "sparse_fwd", "sass": sass}}}
+
+
+@pytest.mark.parametrize("after, cause", [("a", Cause.ENVIRONMENT), ("b", Cause.CODE)])
+def test_the_fingerprint_decides_where_it_is_known(after: str, cause: Cause) -> None:
+    known = {("box", COMMITS[19]): fingerprint("a"), ("box", COMMITS[20]): fingerprint(after)}
+    (alert,) = judged(ours(4096, 512, 1.0, 1.04), fingerprints=known)
+    assert alert.cause is cause
+
+
+def test_without_witnesses_or_fingerprint_the_cause_is_unknown() -> None:
+    (alert,) = judged(ours(4096, 512, 1.0, 1.04))
+    assert alert.cause is Cause.UNKNOWN and alerts.exit_code([alert]) == 1
+
+
+def test_a_lone_small_step_in_noise_is_weak_and_shared_it_is_not() -> None:
+    noisy = [ours(4096, topk, 1.0, 1.02, noise=0.012, seed=topk) for topk in (512, 1024, 2048)]
+    (alone,) = judged(noisy[0], QUIET)
+    assert alone.status is Status.WEAK and alerts.exit_code([alone]) == 2
+    assert judged(*noisy, QUIET)[0].status is Status.OPEN
+
+
+def test_what_was_fixed_stays_on_record() -> None:
+    broke, fixed = judged(ours(4096, 512, 1.0, 1.05, 1.0, 1.0), QUIET)
+    assert (broke.status, broke.fixed_by) == (Status.FIXED, COMMITS[20]) and broke.verdict is Verdict.REGRESSED
+    assert fixed.verdict is Verdict.IMPROVED and alerts.exit_code([broke, fixed]) == 0
+    half, _ = judged(ours(4096, 512, 1.0, 1.06, 1.03, 1.03), QUIET)
+    assert half.status is Status.OPEN
+
+
+def test_what_was_accepted_is_shown_with_who_and_why() -> None:
+    entry = Acknowledgement(COMMITS[20][:12], "sparse_prefill.*", "A. Body", "checks bounds now", "2026-11-22")
+    (alert,) = judged(ours(4096, 512, 1.0, 1.05), QUIET, acknowledged=[entry])
+    assert alert.status is Status.ACKNOWLEDGED and alerts.exit_code([alert]) == 0
+    assert "acknowledged by A. Body: checks bounds now" in alerts.text([alert])
+    for other in (replace(entry, commit="f" * 12), replace(entry, benchmarks="dense_prefill.*")):
+        assert judged(ours(4096, 512, 1.0, 1.05), QUIET, acknowledged=[other])[0].status is Status.OPEN
+
+
+def test_an_alert_keeps_its_name_when_history_goes_on() -> None:
+    def cut(history: History, length: int) -> History:
+        return replace(history, commits=COMMITS[:length], values=history.values[:length], noise=history.noise[:length])
+
+    whole = [ours(4096, 512, 1.0, 1.05), QUIET]
+    (early,), (late,) = judged(*(cut(one, 30) for one in whole)), judged(*whole)
+    assert early.id == late.id
+
+
+def test_another_project_gets_a_sentence_for_each_series() -> None:
+    (alert,) = judged(series(1.0, 1.1, benchmark="units.Time.time_convert", params=("'a`b'",)))
+    assert alert.sentences == [s for s in alert.sentences if s.startswith("`units.Time.time_convert('a'b')` slower by")]
+
+
+GOOD = '[[acknowledged]]\ncommit = "0123456"\nbenchmarks = "*"\nauthor = "a"\nreason = "r"\ndate = 2026-11-22\n'
+
+
+def test_acknowledgements_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "acknowledged.toml"
+    assert alerts.read_acknowledged(path) == ()
+    path.write_text(GOOD)
+    assert alerts.read_acknowledged(path) == (Acknowledgement("0123456", "*", "a", "r", "2026-11-22"),)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[[", "other = 1\n", GOOD.replace("reason", "why"), GOOD.replace('"r"', '" "'), GOOD.replace("0123456", "012")],
+)
+def test_a_damaged_acknowledgement_is_an_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "acknowledged.toml").write_text(content)
+    with pytest.raises(Unreadable, match=r"acknowledged\.toml"):
+        alerts.read_acknowledged(tmp_path / "acknowledged.toml")
+
+
+def tree(root: Path, histories: list[History]) -> None:
+    for number, commit in enumerate(COMMITS):
+        results = {one.benchmark: [[one.values[number]], [[param] for param in one.params], "v"] for one in histories}
+        write(root, commit, number, results)
+
+
+def test_the_command_writes_alerts_and_says_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path / "results", [ours(4096, 512, 1.0, 1.05), QUIET])
+    line = json.dumps({"fingerprint": fingerprint("a")}) + "\n"
+    (tmp_path / "results" / "box" / f"{COMMITS[19]}.telemetry.jsonl").write_text('{"machine": {}}\n' + line)
+    arguments = ["judge", str(tmp_path / "results"), "--output", str(tmp_path / "alerts.json")]
+    assert command.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert f"regressed on box, {COMMITS[19][:12]}..{COMMITS[20][:12]}, the code, open" in said
+    assert "    sparse_fwd topk 512 slower by" in said
+    written = json.loads((tmp_path / "alerts.json").read_text())
+    (alert,) = written["alerts"]
+    assert (written["schema"], alert["verdict"], alert["cause"], alert["commit"]) == (
+        1,
+        "regressed",
+        "code",
+        COMMITS[20],
+    )
+    assert alert["series"][0]["ratio"] == pytest.approx(1.05, rel=0.01) and alert["known_good"] == COMMITS[19]
+    (tmp_path / "acknowledged.toml").write_text(GOOD.replace("0123456", COMMITS[20][:12]))
+    assert command.main([*arguments, "--acknowledged", str(tmp_path / "acknowledged.toml")]) == 0
+    capsys.readouterr()
+    (tmp_path / "results" / "box" / f"{COMMITS[3]}.telemetry.jsonl").write_text("{\n")
+    assert command.main(arguments) == 3 and f"{COMMITS[3]}.telemetry.jsonl" in capsys.readouterr().err
+    assert command.main(["judge", str(tmp_path / "nowhere")]) == 3
+
+
+def test_nothing_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path / "results", [ours(4096, 512, 1.0, 1.0), QUIET])
+    assert command.main(["judge", str(tmp_path / "results"), "--output", str(tmp_path / "alerts.json")]) == 0
+    assert capsys.readouterr().out == "nothing moved\n"
+    assert json.loads((tmp_path / "alerts.json").read_text()) == {"schema": 1, "alerts": []}
