@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asv_bench import implementations, sampling, telemetry, verify
+from asv_bench import controls, implementations, sampling, telemetry, verify
 from asv_bench.cases import Problem
 from asv_bench.clocks import Clock
 from asv_bench.errors import WrongAnswer
@@ -79,6 +79,13 @@ class LiveCase:
             "discarded": {str(reason): reasons.count(reason) for reason in set(reasons)},
             "power_capped": seen.power_capped if seen else None,
         }
+
+    def controls(self) -> dict[str, Any]:
+        """The controls as of now, by name, as a record's telemetry keeps them."""
+        protocol = controls.brief(self._subject.protocol)
+        measured = controls.measure(self.device, controls.WORK[self.device.type], protocol, self._subject.clock)
+        free(self.device)
+        return {name: controls.facts(result) for name, result in measured.items()}
 
     def error(self) -> str | None:
         """Why the last launch, or one made now where none was, is no right answer, or None; frees the outputs."""

@@ -8,6 +8,7 @@ one a line. A side that says nothing for too long is ended; one that ends by its
 | `hello` | the process is up: `side`, `build` (folder and library's hash), `cases`, facts of the machine |
 | `ready` | `case` can be measured, by target `backend` |
 | `warm` | one launch of `case` takes `seconds` |
+| `controls` | `controls` by name, each with `seconds_median`, `seconds_low`, `seconds_high`, `cycles_median`, `error` |
 | `burst` | one burst of `case`: `seconds`, `cycles` (or null), `discarded`, `power_capped` |
 | `verdict` | the answer to `done`: `error` (or null) of what was timed, and the `benchmark` of pytest-benchmark |
 | `failed` | `case` cannot be measured, for `reason` and `detail`; `absent` where this build has no such call |
@@ -18,6 +19,7 @@ one a line. A side that says nothing for too long is ended; one that ends by its
 | `warm` | launch twice and say how long one takes |
 | `adapt` | plan bursts for launches of `seconds`; nothing is answered |
 | `burst` | take one, number `block` of `order` AB or BA |
+| `controls` | measure the controls |
 | `done` | enough of this case |
 """
 

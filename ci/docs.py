@@ -153,6 +153,10 @@ def _drills(machine: str) -> str:
     return "\n\n".join(said)
 
 
+def _drift(policy: Policy) -> str:
+    return f"The machine moved, if a control did by more than {_share(policy.machine_drift)}, beyond its intervals."
+
+
 def _history(policy: Policy) -> str:
     rule = policy.history
     return f"""\
@@ -170,4 +174,5 @@ BLOCKS: dict[str, Callable[[Policy], str]] = {
     "doubt": _doubt,
     "invalid": _invalid,
     "history": _history,
+    "drift": _drift,
 }

@@ -69,6 +69,7 @@ class Policy:
     max_discarded_share: float
     clock_tolerance: float
     power_capped_share: float
+    machine_drift: float
     classes: tuple[KernelClass, ...]
     history: History
 

@@ -46,7 +46,7 @@ class Checked:
     Args:
         name: `base` or `head`. commit: its full hash. folder: of its tree and build, kept for other checks.
         log: output of its process. plant: a slowdown to build into it, as setup.py's FLASH_DSA_PLANT takes it.
-        failure: why it has no build, or None.
+        failure: why it has no build, or None. controls: of its process, before the first case and after the last.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Checked:
     hello: Message = field(default_factory=dict)
     benchmarks: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    controls: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def site(self) -> Path:
@@ -281,7 +282,7 @@ def _go_through(
     """
     for number, case in enumerate(cases):
         try:
-            _one_case(case, sides, live, len(cases), policy, options)
+            _one_case(case, sides, live, cases, policy, options)
         except SideEnded as ended:
             _note_crash(sides, ended, case)
             return cases[number + 1 :]
@@ -296,7 +297,12 @@ def _note_crash(sides: Mapping[str, Checked], ended: SideEnded, case: str) -> No
 
 
 def _one_case(
-    case: str, sides: Mapping[str, Checked], live: Mapping[str, Side], cases: int, policy: Policy, options: Options
+    case: str,
+    sides: Mapping[str, Checked],
+    live: Mapping[str, Side],
+    cases: tuple[str, ...],
+    policy: Policy,
+    options: Options,
 ) -> None:
     answers = {name: live[name].receive(READY_SECONDS) for name in SIDES}
     for name, answer in answers.items():
@@ -312,17 +318,26 @@ def _one_case(
         sides["base"].fingerprint, sides["head"].fingerprint, targets.pop(), op
     )
     if len(ready) == len(SIDES) and (options.measure_same_code or not same):
+        if not any(side.controls for side in sides.values()):
+            _measure_controls(sides, live)
         # One after the other: a launch beside the other side's would seem twice as long.
         seconds = max(_ask(live[name], "warm")["seconds"] for name in SIDES)
         for name in SIDES:
             live[name].send("adapt", seconds=seconds)
-        blocks = _blocks(case, sides["head"].hello["device"], live, cases, policy)
+        blocks = _blocks(case, sides["head"].hello["device"], live, len(cases), policy)
+        if case == cases[-1]:
+            _measure_controls(sides, live)
     for name in ready:
         live[name].send("done")
         verdict = live[name].receive(READY_SECONDS)
         _note(sides[name], case, verdict)
     done = f"{len(blocks)} blocks" if blocks else "the same code" if same else "not compared"
     print(f"{case}: {done}", flush=True)
+
+
+def _measure_controls(sides: Mapping[str, Checked], live: Mapping[str, Side]) -> None:
+    for name in SIDES:
+        sides[name].controls.append(_ask(live[name], "controls")["controls"])
 
 
 def _blocks(case: str, device: str, live: Mapping[str, Side], cases: int, policy: Policy) -> list[Block]:
@@ -393,6 +408,7 @@ def _document(side: Checked, suite: str, known: Message) -> dict[str, Any]:
         "suite": suite,
         "environment": hello.get("environment", {}),
         "fingerprint": side.fingerprint,
+        "controls": side.controls,
     }
     return {
         "machine_info": {**hello.get("machine_info", {}), "flash_dsa": facts},

@@ -233,9 +233,30 @@ def _environment(report: Report, rows: int) -> str:
     text = f"### Environment\n\n{where}"
     if same:
         text += f" The same on both sides: {', '.join(same[:rows])}."
+    drift = _drift(report.base, report.head, report.policy)
+    if drift:
+        text += f"\n\n{drift}"
     if differing:
         text += "\n\n**The sides differ:**\n\n" + table(("<", "<base", "<head"), differing, rows)
     return text
+
+
+def _drift(base: Run, head: Run, policy: Policy) -> str:
+    """What the controls say of the machine: their slowest against their fastest, of both sides and at both ends."""
+    found = [measured for run in (base, head) for measured in run.controls]
+    moved = []
+    for name in sorted({name for measured in found for name in measured}):
+        times = [measured[name] for measured in found if name in measured]
+        slowest, fastest = max(times, key=lambda one: one.median), min(times, key=lambda one: one.median)
+        share = slowest.median / fastest.median - 1
+        if slowest.low > fastest.high and share > policy.machine_drift:
+            moved.append(f"the {word(name)} took {percent(share)} % more at its slowest than at its fastest")
+    if moved:
+        return (
+            f"**The machine moved during the check:** {' and '.join(moved)}. Both sides met it alike, as their bursts "
+            "alternate; times of this check and of others do not compare."
+        )
+    return f"The controls stayed within {percent(policy.machine_drift)} % or their intervals." if found else ""
 
 
 def _alike(a: Any, b: Any, tolerance: float) -> bool:

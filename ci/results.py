@@ -4,7 +4,9 @@
 side's file holds beside that schema:
 
 - `machine_info.flash_dsa`: `commit`, `machine`, `protocol`, `suite` (hash of asv_bench/ and ci/ of that commit),
-  `environment` (name to text or number: gpu, driver, torch, sm_clock_mhz ...), `fingerprint` (see `codegen`) or null;
+  `environment` (name to text or number: gpu, driver, torch, sm_clock_mhz ...), `fingerprint` (see `codegen`) or null,
+  `controls` (optional: before the first case and after the last, by name `seconds_median`, `seconds_low`,
+  `seconds_high`, null where a control failed);
 - per benchmark, `extra_info`: `case` (its id), `problem` (the fields of a record), `device` (`cpu`, `cuda`), `backend`
   (the target that served it) and `bursts`, a list of `block` (number), `order` (`AB`, `BA`), `seconds`, `cycles` (or
   null), `discarded` (count by reason), `power_capped` (or null);
@@ -18,7 +20,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Control:
+    """A control as measured once: its median, with the interval, in seconds."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Run:
     """One side's file: facts of the process, and its cases by id."""
 
@@ -82,6 +93,7 @@ class Run:
     suite: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] | None = None
+    controls: Sequence[Mapping[str, Control]] = ()
     cases: Mapping[str, Measured] = field(default_factory=dict)
     failures: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
 
@@ -148,9 +160,25 @@ def read_run(path: Path) -> Run:
             suite=suite if isinstance(suite, str) else None,
             environment=_table(info, "environment"),
             fingerprint=fingerprint,
+            controls=tuple(_controls(info)),
             cases=cases,
             failures=_failures(document),
         )
+
+
+def _controls(info: Mapping[str, Any]) -> Iterator[dict[str, Control]]:
+    """Controls that have a number, each time they were measured."""
+    for number, measured in enumerate(_list(info, "controls") if "controls" in info else ()):
+        where = f"controls[{number}]."
+        if not isinstance(measured, dict):
+            raise Unreadable(f"{where}: expected a table, got {type(measured).__name__}")
+        tables = {name: _table(measured, name, where) for name in measured}
+        keys = ("seconds_median", "seconds_low", "seconds_high")
+        yield {
+            name: Control(*(_number(table.get(key), f"{where}{name}.{key}") for key in keys))
+            for name, table in tables.items()
+            if table.get("seconds_median") is not None
+        }
 
 
 def evidence_of(base: Run, head: Run) -> list[Evidence]:

@@ -150,6 +150,9 @@ class Live:
             if order["do"] == "warm":
                 self._judge.say("warm", case=case.id, seconds=found.warm_up())
                 continue
+            if order["do"] == "controls":
+                self._judge.say("controls", case=case.id, controls=found.controls())
+                continue
             if order["do"] == "adapt":
                 found.adapt(order["seconds"])
                 continue

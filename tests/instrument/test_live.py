@@ -43,6 +43,12 @@ def test_bursts_follow_the_common_plan_and_the_answer_is_right() -> None:
     assert case.error() is None and case.backend == "cpu"
 
 
+def test_controls_of_the_moment() -> None:
+    found = live().controls()
+    assert all(one["seconds_low"] <= one["seconds_median"] <= one["seconds_high"] for one in found.values())
+    assert set(found) == {"copy", "gemm"}
+
+
 @pytest.mark.parametrize("name, reason", [("remembers_a_copy", "differ|cosine"), ("one_row_wrong", "differ")])
 def test_a_wrong_answer_is_said(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import re

@@ -105,6 +105,14 @@ def test_an_unchanged_pair_is_unchanged_and_everything_is_written(repository: Re
     assert repository.git("status", "--porcelain", "--", "asv_bench", "notes") == ""
 
 
+def test_controls_are_measured_by_both_sides_before_and_after(repository: Repository) -> None:
+    repository.check()
+    for side in ("base", "head"):
+        found = results.read_run(repository.output / f"{side}.json").controls
+        assert [measured["gemm"].median for measured in found] == [1e-3, 1e-3]
+    assert "The controls stayed within" in (repository.output / "report.md").read_text()
+
+
 def test_bursts_take_turns_in_abba_order(repository: Repository) -> None:
     repository.check()
     turns = [line.split() for line in repository.log.read_text().splitlines() if line.startswith("one ")]

@@ -88,6 +88,30 @@ def test_golden_verdicts_alone() -> None:
     compare_with_golden("verdicts_alone", text)
 
 
+def control(seconds: float | None) -> dict[str, Any]:
+    low, high = (None, None) if seconds is None else (seconds * 0.999, seconds * 1.001)
+    return {"gemm": {"seconds_median": seconds, "seconds_low": low, "seconds_high": high, "error": None}}
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "said"),
+    [
+        ((1.0, 1.03), (1.0, 1.03), "**The machine moved during the check:** the gemm took 3.0 % more at its slowest"),
+        ((1.0, 1.002), (1.001, 1.0), "The controls stayed within 1.0 % or their intervals."),
+        ((1.0, None), (1.0, 1.0), "The controls stayed within 1.0 % or their intervals."),
+        ((), (), None),
+    ],
+)
+def test_drift_of_the_machine_is_said(
+    tmp_path: Path, base: tuple[float | None, ...], head: tuple[float | None, ...], said: str | None
+) -> None:
+    cases = {"sparse": (invented.problem(), invented.blocks(1.0))}
+    sides = {"base": base, "head": head}
+    documents = [invented.run_file(side, cases, controls=[control(one) for one in sides[side]]) for side in sides]
+    text = report.render(report_of(tmp_path, *documents))
+    assert said in text if said else "controls" not in text.lower()
+
+
 def test_no_case_is_not_green() -> None:
     verdicts = Verdicts("a", "b", "m", "p", ())
     assert report.headline(verdicts) == "Inconclusive: there is no case to judge."

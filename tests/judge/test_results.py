@@ -149,6 +149,11 @@ def test_without_fingerprints_nothing_is_the_same(tmp_path: Path) -> None:
         (lambda d: burst(d).update(discarded={"a": -1}), "discarded: expected counts by reason"),
         (lambda d: burst(d).update(power_capped="no"), "power_capped: expected true, false or null, got 'no'"),
         (lambda d: d.update(failures={"x": {"reason": "tired"}}), "failures.x: expected a reason of build"),
+        (lambda d: d["machine_info"]["flash_dsa"].update(controls=[1]), r"controls\[0\].: expected a table, got int"),
+        (
+            lambda d: d["machine_info"]["flash_dsa"].update(controls=[{"gemm": {"seconds_median": "x"}}]),
+            r"controls\[0\].gemm.seconds_median: expected a finite number, got x",
+        ),
     ],
 )
 def test_a_spoilt_run_is_an_error(tmp_path: Path, spoil: Callable[[Any], Any], message: str) -> None:
