@@ -174,10 +174,14 @@ def _measure_controls(grid: Grid) -> Cache:
     """Entries of the controls, measured first: in them shows what the machine was like."""
     import torch
 
-    import flash_dsa  # noqa: F401  where it does not load, nothing of this commit can be measured
     from asv_bench import telemetry
 
     notebook = Notebook()
+    try:
+        import flash_dsa  # noqa: F401
+    except Exception as error:  # nothing of this commit can be measured
+        notebook.write({"error": f"failed: {error}"})
+        raise
     notebook.write({"machine": telemetry.machine_facts(grid.device)})
     notebook.write({"fingerprint": _fingerprint(grid.device)})
     work, clock = controls.Work(grid.copy_bytes, grid.gemm_size), sampling.for_device(grid.device)[1]

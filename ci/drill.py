@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci import pull_request, results
+from ci import markdown, pull_request, results
 from ci.policy import Policy
 from ci.pull_request import Options
 from ci.stats import Block, Burst
@@ -186,10 +186,10 @@ def table(counted: Sequence[Counted]) -> str:
     rows = []
     for one in counted:
         low, high = one.interval
-        share = f"{low:.1%} to {high:.1%}"
-        rows.append([one.plant, one.kernels, one.flagged, one.judged, share, one.inconclusive, one.failed])
-    titles = ("planted", "kernels", "flagged", "of", "share, 95 % interval", "inconclusive", "failed")
-    return _markdown(titles, rows)
+        counts = [str(number) for number in (one.flagged, one.judged, one.inconclusive, one.failed)]
+        rows.append([one.plant, one.kernels, *counts[:2], f"{low:.1%} to {high:.1%}", *counts[2:]])
+    titles = ("<planted", "<kernels", "flagged", "of", "<share, 95 % interval", "inconclusive", "failed")
+    return markdown.table(titles, rows, len(rows))
 
 
 def longer_table(lines: Sequence[dict[str, Any]]) -> str:
@@ -208,13 +208,5 @@ def longer_table(lines: Sequence[dict[str, Any]]) -> str:
                 interval = f"{case['low']:.4f} to {case['high']:.4f}"
                 held = "yes" if case["low"] <= truth <= case["high"] else "no"
                 rows.append([line["plant"], case["id"], case["verdict"], interval, f"{truth:.4f}", held])
-    titles = ("planted", "case", "verdict", "head over base, interval", "longer measurement", "held")
-    return _markdown(titles, sorted(rows))
-
-
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    numbers = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(titles))]
-    ruler = "|" + "|".join("---:" if number else "---" for number in numbers) + "|"
-    return "\n".join(
-        ["| " + " | ".join(titles) + " |", ruler, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
-    )
+    titles = ("<planted", "<case", "<verdict", "<head over base, interval", "<longer measurement", "<held")
+    return markdown.table(titles, sorted(rows), len(rows))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ci import changepoint, history, results
+from ci import changepoint, history, markdown, results
 from ci.changepoint import Values
 from ci.policy import History as Rule
 
@@ -271,13 +271,13 @@ def table(record: dict[str, Any]) -> str:
             f"quiet are {quiet}"
         )
         steps = [f"{step['step']:.0%}, {step['after']} after" for step in first["steps"]]
-        rows = ["| detector | points per false alarm | per change in natural order | " + " | ".join(steps) + " |"]
-        rows.append("|---|---:|---:|" + "---:|" * len(steps))
+        titles = ["<detector", "points per false alarm", "per change in natural order", *steps]
+        rows = []
         for detector, found in one["detectors"].items():
             alarms = [_count(found[key]) for key in ("points_per_alarm", "points_per_change")]
             shares = [_shares(step["quiet"]) for step in found["steps"]]
-            rows.append("| " + " | ".join([detector, *alarms, *shares]) + " |")
-        parts.append("\n".join(rows))
+            rows.append([detector, *alarms, *shares])
+        parts.append(markdown.table(titles, rows, len(rows)))
     return "\n\n".join(parts)
 
 

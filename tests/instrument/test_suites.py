@@ -183,10 +183,12 @@ def test_what_the_members_share_failing_fails_the_group(monkeypatch: pytest.Monk
     assert cache["control", "copy"]["samples"]
 
 
-def test_a_library_that_does_not_load_fails_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load_fails_every_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "flash_dsa", None)
+    monkeypatch.setenv("FLASH_DSA_TELEMETRY", str(tmp_path / "notes.jsonl"))
     with pytest.raises(ImportError, match="flash_dsa"):
         suite.measure(TINY)
+    assert '"error": "failed: import of flash_dsa halted' in (tmp_path / "notes.jsonl").read_text()
 
 
 def test_grid_of_the_other_kind_of_machine_is_na(monkeypatch: pytest.MonkeyPatch) -> None:

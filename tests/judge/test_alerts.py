@@ -131,7 +131,8 @@ def test_an_alert_keeps_its_name_when_history_goes_on() -> None:
 
 def test_another_project_gets_a_sentence_for_each_series() -> None:
     (alert,) = judged(series(1.0, 1.1, benchmark="units.Time.time_convert", params=("'a`b'",)))
-    assert alert.sentences == [s for s in alert.sentences if s.startswith("`units.Time.time_convert('a'b')` slower by")]
+    (sentence,) = alert.sentences
+    assert sentence.startswith("`units.Time.time_convert('a'b')` slower by 9.9 %")
 
 
 GOOD = '[[acknowledged]]\ncommit = "0123456"\nbenchmarks = "*"\nauthor = "a"\nreason = "r"\ndate = 2026-11-22\n'
