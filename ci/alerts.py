@@ -2,18 +2,19 @@
 
 A change point shared by several series of a machine is one alert. Two kinds of witnesses speak for the machine:
 controls, whose work no commit changes, and implementations that are not ours. Where the code's fingerprint was recorded
-on both sides of a change and is the same, nothing else is asked.
+all around a change and never differs, nothing else is asked.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ ACKNOWLEDGED = Path(__file__).with_name("acknowledged.toml")
 OURS = "flash_dsa"
 _OPS = {"sparse_prefill": "sparse_fwd", "dense_prefill": "dense_fwd"}  # of our suites' modules
 _CONTROLS = "control"
+_RATIOS = "speedup"  # of sparse over dense, derived from what the other modules measure
+# Measured commits on each side of an alert's range in which the code must not have changed either, where it was
+# recorded, to speak for the machine: small steps are sometimes located a few commits off.
+_MARGIN = 3
 
 Fingerprints = Mapping[tuple[str, str], codegen.Fingerprint]  # by machine and commit
 
@@ -98,6 +103,8 @@ class Alert:
     Args:
         moved: the change points, of one machine and environment. cause, status: see there.
         fixed_by: the commit that undid it, or None. acknowledgement: who accepted it, or None.
+        changed: which commits of the range changed the code, by its fingerprints; empty where they do not tell.
+        grid: all series of the place, so that sentences can say "all" where it is all.
     """
 
     moved: tuple[Moved, ...]
@@ -105,6 +112,8 @@ class Alert:
     status: Status = Status.OPEN
     fixed_by: str | None = None
     acknowledgement: Acknowledgement | None = None
+    changed: tuple[int, ...] = ()
+    grid: tuple[History, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -114,22 +123,23 @@ class Alert:
     @property
     def commits(self) -> tuple[str, ...]:
         """The commits that may have done it, the likeliest of them first, then in their order."""
-        history = self.moved[0].history
-        first = max(one.point.earliest for one in self.moved)
-        last = max(first, min(one.point.latest for one in self.moved))
+        commits = self.moved[0].history.commits
+        first, last = _range(self.moved)
         likely = _likeliest(self.moved)
-        return (history.commits[likely], *(history.commits[i] for i in range(first, last + 1) if i != likely))
+        possible = self.changed or (likely, *range(first, last + 1))
+        nearest = min(possible, key=lambda index: (abs(index - likely), index))
+        return (commits[nearest], *(commits[i] for i in sorted(set(possible)) if i != nearest))
 
     @property
     def known_good(self) -> str:
         """The last commit that was measured before any of them."""
         commits = self.moved[0].history.commits
-        before = min(commits.index(commit) for commit in self.commits)
-        return next(commits[i] for i in range(before - 1, -1, -1) if any(m.history.values[i] > 0 for m in self.moved))
+        first = min(commits.index(commit) for commit in self.commits)
+        return commits[_measured_before(self.moved, first)[-1]]
 
     @property
     def id(self) -> str:
-        """The same for the same change, however much history comes after it."""
+        """The same for the same change, as long as later history does not move where it is seen."""
         history = self.moved[0].history
         names = sorted({one.history.benchmark for one in self.moved})
         text = "\n".join([history.machine, history.environment, self.commits[0], self.verdict.value, *names])
@@ -138,7 +148,8 @@ class Alert:
     @property
     def sentences(self) -> list[str]:
         """A sentence for each group over s_kv and topk, or for each series of another project."""
-        known, cases, other = {}, [], []
+        known: dict[str, dict[str, Any]] = {}
+        cases, other = [], []
         for one in self.moved:
             problem = _problem(one.history)
             if problem is None:
@@ -146,6 +157,11 @@ class Alert:
             else:
                 known[_name(one.history)] = problem
                 cases.append(_case(one))
+        for history in self.grid:
+            problem, name = _problem(history), _name(history)
+            if problem is not None and name not in known:
+                known[name] = problem
+                cases.append(CaseVerdict(name, Verdict.UNCHANGED))
         return groups.sentences(cases, known) + sorted(other)
 
 
@@ -171,12 +187,18 @@ def judge(
             for history in place
             for point in changepoint.detect(history.values, rule, history.noise)
         ]
-        later: dict[int, list[Moved]] = {}  # by series, in order
-        for one in sorted(moved, key=lambda one: one.point.index):
-            later.setdefault(id(one.history), []).append(one)
-        for together in _together(moved):
-            cause = _cause(together, moved, place, fingerprints or {})
-            alert = Alert(together, cause, Status.WEAK if _is_weak(together, rule) else Status.OPEN)
+        together = [group for group in _together(moved) if not _is_denses_doing(group, moved)]
+        changes = [_code_changes(group, fingerprints or {}) for group in together]
+        causes = [_cause(group, moved, place, change) for group, change in zip(together, changes, strict=True)]
+        later: dict[int, list[tuple[Moved, Cause]]] = {}  # by series
+        for group, cause in zip(together, causes, strict=True):
+            for one in group:
+                later.setdefault(id(one.history), []).append((one, cause))
+        for group, cause, change in zip(together, causes, changes, strict=True):
+            status = Status.WEAK if _is_weak(group, rule) else Status.OPEN
+            changed = _in_range(group, change) or tuple(change or ())
+            changed = changed if cause is Cause.CODE else ()
+            alert = Alert(group, cause, status, changed=changed, grid=tuple(place))
             found.append(_followed_up(alert, later, rule, acknowledged))
     return found
 
@@ -206,6 +228,39 @@ def _together(moved: Sequence[Moved]) -> list[tuple[Moved, ...]]:
     return sorted(groups_found, key=lambda group: group[0].point.index)
 
 
+def _range(moved: Sequence[Moved]) -> tuple[int, int]:
+    """The first and the last commit that may have done it, by all of them; one that was not measured may, too."""
+    first = max(one.point.earliest for one in moved)
+    last = max(first, min(one.point.latest for one in moved))
+    return _measured_before(moved, first)[-1] + 1, last
+
+
+def _in_range(moved: Sequence[Moved], changes: Sequence[int] | None) -> tuple[int, ...]:
+    first, last = _range(moved)
+    return tuple(index for index in changes or () if first <= index <= last)
+
+
+def _measured_before(moved: Sequence[Moved], index: int) -> list[int]:
+    return [i for i in range(index) if any(one.history.values[i] > 0 for one in moved)]
+
+
+def _is_denses_doing(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
+    """Whether ratios of sparse over dense moved because our dense did, the other way round: that is its alert."""
+    if any(one.history.benchmark.partition(".")[0] != _RATIOS for one in moved):
+        return False
+    first, last = _range(moved)
+    size = min(abs(one.size) for one in moved)
+    return any(
+        one.history.benchmark.startswith("dense_prefill.")
+        and not _is_witness(one.history)
+        and one.slower != moved[0].slower
+        and one.point.earliest <= last
+        and one.point.latest >= first
+        and abs(one.size) >= size / 2
+        for one in others
+    )
+
+
 def _likeliest(moved: Sequence[Moved]) -> int:
     """The first point of the new level that most of them have."""
     votes = [one.point.index for one in moved]
@@ -229,18 +284,36 @@ def _is_weak(moved: Sequence[Moved], rule: Rule) -> bool:
     return abs(one.size) < rule.lone_deviations * noise
 
 
-def _cause(moved: Sequence[Moved], others: Sequence[Moved], place: Sequence[History], known: Fingerprints) -> Cause:
-    if _is_witness(moved[0].history):
-        return Cause.ENVIRONMENT
-    history, likely = moved[0].history, _likeliest(moved)
-    ends = [known.get((history.machine, history.commits[index])) for index in (likely - 1, likely)]
+def _code_changes(moved: Sequence[Moved], known: Fingerprints) -> list[int] | None:
+    """The commits from the last good one on that changed the code, and those near them; None where it is not recorded.
+
+    It has to be recorded for every measured commit from the last before the range to the last of the range.
+    """
+    history, (first, last) = moved[0].history, _range(moved)
     op = _OPS.get(history.benchmark.partition(".")[0])
-    target = _target_of(ends[1])
-    if None not in ends and codegen.same_code(ends[0], ends[1], target, op):
+    measured = _measured_before(moved, len(history.commits))
+    needed = [i for i in measured if i >= _measured_before(moved, first)[-1] and i <= last]
+    if any((history.machine, history.commits[i]) not in known for i in needed):
+        return None
+    around = [i for i in measured if i < needed[0]][-_MARGIN:] + [i for i in measured if i > needed[-1]][:_MARGIN]
+    recorded = sorted({*needed, *(i for i in around if (history.machine, history.commits[i]) in known)})
+    found = []
+    for before, after in itertools.pairwise(recorded):
+        base, head = (known[history.machine, history.commits[i]] for i in (before, after))
+        if not codegen.same_code(base, head, _target_of(head), op):
+            found.append(after)
+    return found
+
+
+def _cause(
+    moved: Sequence[Moved], others: Sequence[Moved], place: Sequence[History], changes: Sequence[int] | None
+) -> Cause:
+    if _is_witness(moved[0].history) or changes == []:
         return Cause.ENVIRONMENT
     if not any(_is_witness(one) for one in place):
-        return Cause.CODE if None not in ends else Cause.UNKNOWN
+        return Cause.CODE if _in_range(moved, changes) else Cause.UNKNOWN
     size = math.exp(sum(abs(one.size) for one in moved) / len(moved)) - 1
+    likely = _likeliest(moved)
     witnesses = [
         one
         for one in others
@@ -259,22 +332,35 @@ def _target_of(fingerprint: codegen.Fingerprint | None) -> str | None:
 
 
 def _followed_up(
-    alert: Alert, moved: Mapping[int, Sequence[Moved]], rule: Rule, acknowledged: Sequence[Acknowledgement]
+    alert: Alert,
+    moved: Mapping[int, Sequence[tuple[Moved, Cause]]],
+    rule: Rule,
+    acknowledged: Sequence[Acknowledgement],
 ) -> Alert:
     """With what became of it: undone by a later commit, or accepted by somebody."""
-    undone = [commit for one in alert.moved if (commit := _undone_by(one, moved[id(one.history)], rule))]
-    if len(undone) > len(alert.moved) / 2:
-        return Alert(alert.moved, alert.cause, Status.FIXED, fixed_by=max(sorted(set(undone)), key=undone.count))
     for entry in acknowledged:
         fits = all(fnmatch.fnmatchcase(one.history.benchmark, entry.benchmarks) for one in alert.moved)
         if fits and any(commit.startswith(entry.commit) for commit in alert.commits):
-            return Alert(alert.moved, alert.cause, Status.ACKNOWLEDGED, acknowledgement=entry)
+            alert = replace(alert, status=Status.ACKNOWLEDGED, acknowledgement=entry)
+            break
+    undone = []
+    for one in alert.moved:
+        # What the machine gives back does not mend the code.
+        later = [
+            other
+            for other, cause in moved[id(one.history)]
+            if alert.cause is Cause.ENVIRONMENT or cause is not Cause.ENVIRONMENT
+        ]
+        commit = _undone_by(one, later, rule)
+        undone += [commit] if commit else []
+    if len(undone) > len(alert.moved) / 2:
+        return replace(alert, status=Status.FIXED, fixed_by=max(sorted(set(undone)), key=undone.count))
     return alert
 
 
 def _undone_by(one: Moved, moved: Sequence[Moved], rule: Rule) -> str | None:
     """The commit after which the series is back, or beyond, within the smallest step that counts."""
-    for later in moved:
+    for later in sorted(moved, key=lambda other: other.point.index):
         if later.point.index <= one.point.index or later.slower == one.slower:
             continue
         back = math.log(later.point.after / one.point.before)
@@ -294,16 +380,22 @@ def _name(history: History) -> str:
 def _problem(history: History) -> dict[str, Any] | None:
     """The fields by which `groups` tells families apart, of a point of our prefill suites."""
     module, _, rest = history.benchmark.partition(".")
-    if module not in _OPS or len(history.params) != 3:
+    params = [_plain(param) for param in history.params]
+    if len(params) != 3 or not params[0].isdecimal():
         return None
-    s_kv, second, implementation = map(_plain, history.params)
-    if not s_kv.isdecimal():
-        return None
-    problem: dict[str, Any] = {"op": _OPS[module], "s_kv": int(s_kv), "features": implementation, "indices": rest}
-    if module == "sparse_prefill":
-        return {**problem, "topk": int(second)} if second.isdecimal() else None
-    d_qk, _, d_v = second.partition("x")
-    return {**problem, "d_qk": d_qk, "d_v": d_v}
+    problem: dict[str, Any] = {"s_kv": int(params[0]), "indices": rest}
+    if module == _RATIOS and params[1].isdecimal():
+        return {**problem, "op": "sparse_over_dense", "topk": int(params[1]), **_head_dims(params[2])}
+    if module == "sparse_prefill" and params[1].isdecimal():
+        return {**problem, "op": _OPS[module], "features": params[2], "topk": int(params[1])}
+    if module == "dense_prefill":
+        return {**problem, "op": _OPS[module], "features": params[2], **_head_dims(params[1])}
+    return None
+
+
+def _head_dims(text: str) -> dict[str, Any]:
+    d_qk, _, d_v = text.partition("x")
+    return {"d_qk": int(d_qk), "d_v": int(d_v)} if d_qk.isdecimal() and d_v.isdecimal() else {"d_qk": text}
 
 
 def _case(one: Moved) -> CaseVerdict:
@@ -384,7 +476,7 @@ def _document(alert: Alert) -> dict[str, Any]:
 
 
 def text(alerts: Sequence[Alert]) -> str:
-    """The alerts for a terminal: the worst first, what is settled last."""
+    """The alerts for a terminal: what is open first, what is settled last."""
     order = {Status.OPEN: 0, Status.WEAK: 1, Status.ACKNOWLEDGED: 2, Status.FIXED: 3}
     lines = []
     for alert in sorted(alerts, key=lambda one: (order[one.status], one.verdict is not Verdict.REGRESSED)):
@@ -399,8 +491,9 @@ def text(alerts: Sequence[Alert]) -> str:
 
 
 def _status(alert: Alert) -> str:
+    said, found = alert.acknowledgement, []
     if alert.status is Status.FIXED:
-        return f"fixed by {str(alert.fixed_by)[:12]}"
-    if alert.acknowledgement:
-        return f"acknowledged by {alert.acknowledgement.author}: {alert.acknowledgement.reason}"
-    return str(alert.status.value)
+        found.append(f"{'fixed' if alert.verdict is Verdict.REGRESSED else 'undone'} by {str(alert.fixed_by)[:12]}")
+    if said is not None:
+        found.append(f"acknowledged by {said.author}: {said.reason}")
+    return ", ".join(found) or str(alert.status.value)

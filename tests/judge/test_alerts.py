@@ -54,7 +54,16 @@ def test_series_that_moved_together_are_one_alert_in_a_sentence() -> None:
     assert (alert.verdict, alert.cause, alert.status) == (Verdict.REGRESSED, Cause.CODE, Status.OPEN)
     assert len(alert.moved) == 4 and alert.commits[0] == COMMITS[20] and alert.known_good == COMMITS[19]
     (sentence,) = alert.sentences
-    assert sentence.startswith("sparse_fwd slower by 4.") and sentence.endswith("at s_kv 4096 to 8192")
+    assert sentence.startswith("sparse_fwd topk >= 1024 slower by 4.") and sentence.endswith("at s_kv 4096 to 8192")
+
+
+def test_a_sentence_knows_what_did_not_move() -> None:
+    sizes = (4096, 8192, 16384)
+    moved = [ours(s_kv, 2048, 1.0, 1.0 if s_kv == 8192 else 1.04) for s_kv in sizes]
+    naive = [series(1.0, 1.04, params=(str(s_kv), "1024", "'naive'")) for s_kv in sizes]
+    of_ours, of_naive = sorted(one.sentences[0] for one in judged(*moved, *naive))
+    assert of_ours.startswith("sparse_fwd flash_dsa topk 2048 slower") and of_ours.endswith("at s_kv 4096, 16384")
+    assert of_naive.startswith("sparse_fwd naive topk 1024 slower") and of_naive.endswith("at s_kv 4096 to 16384")
 
 
 def test_a_faster_and_a_slower_one_are_two_alerts() -> None:
@@ -91,6 +100,76 @@ def test_the_fingerprint_decides_where_it_is_known(after: str, cause: Cause) -> 
     assert alert.cause is cause
 
 
+def at(*indices: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Fingerprints of all commits; the code changes at these."""
+    codes = np.cumsum([index in indices for index in range(40)])
+    return {("box", commit): fingerprint(str(number)) for commit, number in zip(COMMITS, codes, strict=True)}
+
+
+@pytest.mark.parametrize("noise, size", [(0.005, 0.01), (0.004, 0.02)])
+def test_a_regression_located_off_its_commit_is_never_the_machines(noise: float, size: float) -> None:
+    found = 0
+    for seed in range(60):
+        for alert in judged(ours(4096, 512, 1.0, 1.0 + size, noise=noise, seed=seed), fingerprints=at(20)):
+            if alert.verdict is Verdict.REGRESSED and abs(COMMITS.index(alert.commits[0]) - 20) <= 3:
+                found += 1
+                assert alert.cause is not Cause.ENVIRONMENT
+    assert found >= 30
+
+
+def test_of_a_range_only_commits_that_changed_the_code_are_named() -> None:
+    gap = ours(4096, 512, 1.0, 1.06)
+    gap.values[18:22] = np.nan  # not measured
+    (wide,) = judged(gap, QUIET)
+    assert len(wide.commits) > 1
+    (alert,) = judged(gap, QUIET, fingerprints=at(5, 30))
+    assert alert.cause is Cause.ENVIRONMENT
+    (alert,) = judged(gap, fingerprints=at(5, 22))
+    assert (alert.cause, alert.commits) == (Cause.CODE, (COMMITS[22],)) and alert.known_good == COMMITS[17]
+
+
+def test_a_commit_that_was_not_measured_hides_no_fingerprint() -> None:
+    hole = ours(4096, 512, 1.0, 1.06)
+    hole.values[19] = np.nan
+    known = at()
+    del known["box", COMMITS[19]]
+    (alert,) = judged(hole, fingerprints=known)
+    assert alert.cause is Cause.ENVIRONMENT
+    del known["box", COMMITS[18]]
+    (alert,) = judged(hole, fingerprints=known)
+    assert alert.cause is Cause.UNKNOWN
+
+
+def test_what_the_machine_gives_back_mends_no_code() -> None:
+    found = judged(ours(4096, 512, 1.0, 1.05, 1.0, 1.0), control(1.0, 1.0, 0.95, 0.95))
+    (broke,) = (alert for alert in found if alert.verdict is Verdict.REGRESSED)
+    assert (broke.cause, broke.status) == (Cause.CODE, Status.OPEN) and alerts.exit_code(found) == 1
+
+
+def ratio(*levels: float, s_kv: int = 8192, topk: int = 2048) -> History:
+    params = (str(s_kv), str(topk), "'192x128'")
+    return series(*levels, benchmark="speedup.SparseOverDense.track_ratio", params=params)
+
+
+def dense(*levels: float, name: str = "flash_dsa") -> History:
+    params = ("8192", "'192x128'", f"'{name}'")
+    return series(*levels, benchmark="dense_prefill.DensePrefill.track_seconds", params=params)
+
+
+def test_ratios_of_sparse_over_dense_go_together() -> None:
+    (alert,) = judged(*(ratio(1.0, 1.06, s_kv=s_kv, topk=topk) for s_kv in (8192, 131072) for topk in (512, 2048)))
+    (sentence,) = alert.sentences
+    assert sentence.startswith("sparse_over_dense slower by") and sentence.endswith("at s_kv 8192 to 131072")
+
+
+def test_a_ratio_that_only_dense_moved_is_no_alert_of_its_own() -> None:
+    (alert,) = judged(ratio(1.0, 1.1), dense(1.0, 0.9), ours(8192, 2048, 1.0, 1.0), QUIET)
+    assert alert.verdict is Verdict.IMPROVED and alerts.exit_code([alert]) == 0
+    for other in (dense(1.0, 1.1), dense(1.0, 0.98), dense(1.0, 0.9, name="sdpa"), dense(1.0, 0.9, 0.9, 0.9)):
+        moved = [one.history.benchmark for alert in judged(ratio(1.0, 1.1), other) for one in alert.moved]
+        assert "speedup.SparseOverDense.track_ratio" in moved
+
+
 def test_without_witnesses_or_fingerprint_the_cause_is_unknown() -> None:
     (alert,) = judged(ours(4096, 512, 1.0, 1.04))
     assert alert.cause is Cause.UNKNOWN and alerts.exit_code([alert]) == 1
@@ -107,8 +186,14 @@ def test_what_was_fixed_stays_on_record() -> None:
     broke, fixed = judged(ours(4096, 512, 1.0, 1.05, 1.0, 1.0), QUIET)
     assert (broke.status, broke.fixed_by) == (Status.FIXED, COMMITS[20]) and broke.verdict is Verdict.REGRESSED
     assert fixed.verdict is Verdict.IMPROVED and alerts.exit_code([broke, fixed]) == 0
+    assert f"fixed by {COMMITS[20][:12]}" in alerts.text([broke])
     half, _ = judged(ours(4096, 512, 1.0, 1.06, 1.03, 1.03), QUIET)
     assert half.status is Status.OPEN
+    lost, _ = judged(ours(4096, 512, 1.0, 0.9, 1.0, 1.0), QUIET)
+    assert f"undone by {COMMITS[20][:12]}" in alerts.text([lost])
+    entry = Acknowledgement(COMMITS[10][:12], "*", "A. Body", "checks bounds now", "2026-11-22")
+    both, _ = judged(ours(4096, 512, 1.0, 1.05, 1.0, 1.0), QUIET, acknowledged=[entry])
+    assert (both.status, both.acknowledgement) == (Status.FIXED, entry) and "A. Body" in alerts.text([both])
 
 
 def test_what_was_accepted_is_shown_with_who_and_why() -> None:
