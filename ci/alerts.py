@@ -16,8 +16,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ci import changepoint, codegen, groups
 from ci.changepoint import ChangePoint
@@ -120,7 +124,7 @@ class Alert:
         """Regressed or improved."""
         return Verdict.REGRESSED if self.moved[0].slower else Verdict.IMPROVED
 
-    @property
+    @cached_property
     def commits(self) -> tuple[str, ...]:
         """The commits that may have done it, the likeliest of them first, then in their order."""
         commits = self.moved[0].history.commits
@@ -135,7 +139,7 @@ class Alert:
         """The last commit that was measured before any of them."""
         commits = self.moved[0].history.commits
         first = min(commits.index(commit) for commit in self.commits)
-        return commits[_measured_before(self.moved, first)[-1]]
+        return commits[_last_before(self.moved, first)]
 
     @property
     def id(self) -> str:
@@ -145,7 +149,7 @@ class Alert:
         text = "\n".join([history.machine, history.environment, self.commits[0], self.verdict.value, *names])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    @property
+    @cached_property
     def sentences(self) -> list[str]:
         """A sentence for each group over s_kv and topk, or for each series of another project."""
         known: dict[str, dict[str, Any]] = {}
@@ -232,7 +236,7 @@ def _range(moved: Sequence[Moved]) -> tuple[int, int]:
     """The first and the last commit that may have done it, by all of them; one that was not measured may, too."""
     first = max(one.point.earliest for one in moved)
     last = max(first, min(one.point.latest for one in moved))
-    return _measured_before(moved, first)[-1] + 1, last
+    return _last_before(moved, first) + 1, last
 
 
 def _in_range(moved: Sequence[Moved], changes: Sequence[int] | None) -> tuple[int, ...]:
@@ -240,8 +244,15 @@ def _in_range(moved: Sequence[Moved], changes: Sequence[int] | None) -> tuple[in
     return tuple(index for index in changes or () if first <= index <= last)
 
 
-def _measured_before(moved: Sequence[Moved], index: int) -> list[int]:
-    return [i for i in range(index) if any(one.history.values[i] > 0 for one in moved)]
+def _measured(moved: Sequence[Moved]) -> NDArray[np.intp]:
+    """Indices of the commits at which any of them was measured."""
+    return np.flatnonzero(np.logical_or.reduce([one.history.values > 0 for one in moved]))
+
+
+def _last_before(moved: Sequence[Moved], index: int) -> int:
+    """The last commit measured before one that a change point leaves possible; there always is one."""
+    measured = _measured(moved)
+    return int(measured[np.searchsorted(measured, index) - 1])
 
 
 def _is_denses_doing(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
@@ -291,12 +302,13 @@ def _code_changes(moved: Sequence[Moved], known: Fingerprints) -> list[int] | No
     """
     history, (first, last) = moved[0].history, _range(moved)
     op = _OPS.get(history.benchmark.partition(".")[0])
-    measured = _measured_before(moved, len(history.commits))
-    needed = [i for i in measured if i >= _measured_before(moved, first)[-1] and i <= last]
-    if any((history.machine, history.commits[i]) not in known for i in needed):
+    measured = _measured(moved)
+    start, stop = np.searchsorted(measured, [first, last + 1])
+    start -= 1  # the last good one
+    recorded = [int(i) for i in measured[max(start - _MARGIN, 0) : stop + _MARGIN]]
+    recorded = [i for i in recorded if (history.machine, history.commits[i]) in known]
+    if not set(map(int, measured[start:stop])) <= set(recorded):
         return None
-    around = [i for i in measured if i < needed[0]][-_MARGIN:] + [i for i in measured if i > needed[-1]][:_MARGIN]
-    recorded = sorted({*needed, *(i for i in around if (history.machine, history.commits[i]) in known)})
     found = []
     for before, after in itertools.pairwise(recorded):
         base, head = (known[history.machine, history.commits[i]] for i in (before, after))
