@@ -48,6 +48,7 @@ def judged(factor: float) -> dict[str, Counter[str]]:
     for line in drill.read(RECORD):
         if line["plant"] != drill.NOTHING or line["times"] != 1:
             continue
+        kernels = {case["id"]: case["kernels"] for case in line["cases"] if case["blocks"]}
         cases = {case["id"]: drill.blocks_of(case) for case in line["cases"] if case["blocks"]}
         for seed in range(DRAWS):
             random_ = random.Random(f"{line['timestamp']} {seed}")
@@ -55,9 +56,8 @@ def judged(factor: float) -> dict[str, Counter[str]]:
                 measure(name, drawn(blocks, factor, random_), Machine(block_seconds=BLOCK_SECONDS), POLICY, len(cases))
                 for name, blocks in cases.items()
             ]
-            for evidence, said in zip(found, verdict.judge(found, POLICY), strict=True):
-                median = sorted(block.base.seconds[0] for block in evidence.blocks)[len(evidence.blocks) // 2]
-                counts.setdefault(POLICY.class_of("cuda", median).name, Counter())[said.verdict.value] += 1
+            for said in verdict.judge(found, POLICY):
+                counts.setdefault(kernels[said.id], Counter())[said.verdict.value] += 1
     return counts
 
 
