@@ -3,26 +3,33 @@
 Format of a tree (asv, results version 2): `<root>/<machine>/<commit>-<environment>.json` with `commit_hash`, `date` in
 milliseconds, `result_columns` and `results`: by benchmark a row of these columns, trailing ones left out. `result` has
 a value per combination of `params`, NaN for n/a and null for a failure; NaN stands there literally, which is no JSON.
+What is not so, of another type above all, is an error that names the file: it would be judged as something it is not.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ci.changepoint import Values
-from ci.results import Unreadable
+from ci.results import Unreadable, load
 
 _CI99 = 2 * 2.576  # width of a 99 % interval of a normal distribution, in standard deviations
 _NO_RESULTS = {"machine.json", "benchmarks.json"}
+_VERSION = 2  # of asv's result files
+_INTERVAL = ("stats_ci_99_a", "stats_ci_99_b")
+_WORDS = {"str": "text", "list": "list", "dict": "table"}
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -66,20 +73,38 @@ def read_tree(root: Path) -> list[History]:
     environment; one whose benchmark changed its version is another series from there on.
 
     Raises:
-        results.Unreadable: for a file that is damaged or no result, naming it; for a tree without results.
+        results.Unreadable: for a file that is damaged or no result and for a folder that cannot be listed, naming it;
+            for two files of one commit in one environment; for a tree without results.
     """
     found: list[History] = []
     numbers: dict[_Key, int] = {}
-    for machine in sorted(path for path in root.iterdir() if path.is_dir()):
-        by_environment: dict[str, list[_Result]] = {}
-        for path in sorted(path for path in machine.glob("*.json") if path.name not in _NO_RESULTS):
+    for machine, is_folder in _listed(root):
+        if not is_folder:
+            continue
+        by_environment: dict[str, dict[str, tuple[Path, _Result]]] = {}
+        for path, _ in _listed(machine):
+            if path.suffix != ".json" or path.name in _NO_RESULTS:
+                continue
             result = _read(path, numbers)
-            by_environment.setdefault(result.environment, []).append(result)
-        for environment, results in by_environment.items():
+            known = by_environment.setdefault(result.environment, {})
+            other, _ = known.setdefault(result.commit, (path, result))
+            if other != path:
+                raise Unreadable(f"{path}: commit {result.commit} in this environment was read from {other.name}")
+        for environment, read in by_environment.items():
+            results = [result for _, result in read.values()]
             found += _series(machine.name, environment, results, list(numbers))
     if not found:
         raise Unreadable(f"{root}: expected asv's results, in a folder per machine, got none")
     return found
+
+
+def _listed(folder: Path) -> list[tuple[Path, bool]]:
+    """What a folder holds, and whether it is a folder. Path.glob takes one that cannot be read for an empty one."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((Path(entry), entry.is_dir()) for entry in entries)
+    except OSError as error:
+        raise Unreadable(f"{folder}: {error.strerror}") from error
 
 
 def _series(machine: str, environment: str, results: list[_Result], keys: list[_Key]) -> Iterator[History]:
@@ -96,31 +121,75 @@ def _series(machine: str, environment: str, results: list[_Result], keys: list[_
 
 
 def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
+    document = load(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        if document.get("version") != _VERSION:
+            raise ValueError(f"version: expected {_VERSION}, got {document.get('version')!r}")
         rows: list[tuple[int, float, float]] = []
-        columns = document["result_columns"]
-        for benchmark, row in document["results"].items():
-            cells = dict(zip(columns, row, strict=False))
-            combinations = list(itertools.product(*(cells.get("params") or [])))
-            values = cells["result"] if cells["result"] is not None else [None] * len(combinations)
-            if len(values) != len(combinations):
-                raise ValueError(f"{benchmark}: {len(values)} values of {len(combinations)} combinations of parameters")
-            lows, highs = (cells.get(f"stats_ci_99_{side}") or [None] * len(values) for side in "ab")
-            for combination, value, low, high in zip(combinations, values, lows, highs, strict=True):
-                key = (benchmark, tuple(map(str, combination)), str(cells.get("version")))
-                rows.append((numbers.setdefault(key, len(numbers)), _number(value), _noise(value, low, high)))
+        columns = _texts(document["result_columns"], "result_columns")
+        for benchmark, row in _typed(document["results"], dict, "results").items():
+            _typed(benchmark, str, "results")
+            if len(_typed(row, list, benchmark)) > len(columns):
+                raise ValueError(f"{benchmark}: {len(row)} cells of {len(columns)} columns")
+            for (params, version), value, low, high in _values(benchmark, dict(zip(columns, row, strict=False))):
+                number = numbers.setdefault((benchmark, params, version), len(numbers))
+                rows.append((number, _number(value), _noise(value, low, high)))
         series, found, noise = zip(*rows, strict=True) if rows else ((), (), ())
         return _Result(
-            str(document["commit_hash"]),
-            float(document["date"]),
-            str(document["env_name"]),
+            _typed(document["commit_hash"], str, "commit_hash"),
+            _date(document["date"]),
+            _typed(document["env_name"], str, "env_name"),
             np.array(series, dtype=np.int32),
             np.array(found, dtype=np.float64),
             np.array(noise, dtype=np.float64),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unreadable(f"{path}: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _values(benchmark: str, cells: dict[str, Any]) -> Iterator[tuple[tuple[tuple[str, ...], str], Any, Any, Any]]:
+    """Of each combination of parameters: these and the version, the value and its interval."""
+    params, version = cells.get("params"), cells.get("version")
+    params = [] if params is None else _typed(params, list, f"{benchmark}: params")
+    combinations = list(itertools.product(*(_texts(one, f"{benchmark}: params") for one in params)))
+    version = str(version if version is None else _typed(version, str, f"{benchmark}: version"))
+    lists = []
+    for name, cell in (("result", cells["result"]), *((name, cells.get(name)) for name in _INTERVAL)):
+        found = [None] * len(combinations) if cell is None else _numbers(cell, f"{benchmark}: {name}")
+        if len(found) != len(combinations):
+            raise ValueError(f"{benchmark}: {len(found)} values of {len(combinations)} combinations of parameters")
+        lists.append(found)
+    for combination, value, low, high in zip(combinations, *lists, strict=True):
+        yield (combination, version), value, low, high
+
+
+def _typed(value: Any, expected: type[_T], where: str) -> _T:
+    if not isinstance(value, expected):
+        raise TypeError(f"{where}: expected a {_WORDS[expected.__name__]}, got {type(value).__name__}")
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair could not be printed
+    return value
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    return [_typed(one, str, where) for one in _typed(value, list, where)]
+
+
+def _numbers(value: Any, where: str) -> list[Any]:
+    """A list of numbers and nulls; NaN and infinity, as asv has them of intervals, are numbers."""
+    for one in _typed(value, list, where):
+        if one is not None and (isinstance(one, bool) or not isinstance(one, (int, float))):
+            raise TypeError(f"{where}: expected numbers or null, got {type(one).__name__}")
+        if isinstance(one, int) and abs(one) > sys.float_info.max:
+            raise ValueError(f"{where}: expected numbers up to {sys.float_info.max:.0e}, got a larger one")
+    return list(value)
+
+
+def _date(value: Any) -> float:
+    (date,) = _numbers([value], "date")
+    if date is None or not math.isfinite(date):
+        raise ValueError(f"date: expected milliseconds, got {date}")
+    return float(date)
 
 
 def _number(value: Any) -> float:

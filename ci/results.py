@@ -19,6 +19,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,39 @@ class Run:
     failures: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
 
 
+def read_text(path: Path) -> str:
+    """The text of a regular file; opening a pipe would wait for ever.
+
+    Raises:
+        Unreadable: when it is missing, a folder, a pipe or a device, too large, or not UTF-8.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Unreadable(f"{path}: expected a regular file, got {stat.filemode(found.st_mode)}")
+        if found.st_size > MAX_BYTES:
+            raise Unreadable(f"{path}: expected at most {MAX_BYTES >> 20} MiB, got {found.st_size >> 20}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path}: {str(error)[:200]}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The table that a JSON file holds.
+
+    Raises:
+        Unreadable: as `read_text`, and when it is no JSON, nested too deeply, or no table.
+    """
+    text = read_text(path)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{path}: {str(error)[:200]}") from error
+    if not isinstance(document, dict):
+        raise Unreadable(f"{path}: expected a table, got {type(document).__name__}")
+    return document
+
+
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     """Writes `verdicts.json`, whole or not at all."""
     cases = []
@@ -117,7 +151,7 @@ def read_verdicts(path: Path) -> Verdicts:
         Unreadable: when it is missing, too large, no JSON, of another schema, lacks a key, has a value that is not
             allowed, or a verdict that its cases do not give.
     """
-    document = _load(path)
+    document = load(path)
     with _naming(path):
         if document.get("schema") != SCHEMA:
             raise Unreadable(f"schema: expected {SCHEMA}, got {document.get('schema')!r}")
@@ -140,7 +174,7 @@ def read_run(path: Path) -> Run:
     Raises:
         Unreadable: as `read_verdicts`.
     """
-    document = _load(path)
+    document = load(path)
     with _naming(path):
         info = _table(_table(document, "machine_info"), "flash_dsa")
         suite, fingerprint = info.get("suite"), info.get("fingerprint")
@@ -282,18 +316,6 @@ def _case_verdict(case: Any, where: str) -> CaseVerdict:
     if (verdict is Verdict.FAILED) != (reason is not None):
         raise Unreadable(f"{where}reason: expected one exactly for failed, got {reason} for {verdict.value}")
     return CaseVerdict(_text(case, "id", where), verdict, reason, **numbers, same_code=case["same_code"])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise Unreadable(f"{path}: expected at most {MAX_BYTES >> 20} MiB, got {path.stat().st_size >> 20}")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Unreadable(f"{path}: {str(error)[:200]}") from error
-    if not isinstance(document, dict):
-        raise Unreadable(f"{path}: expected a table, got {type(document).__name__}")
-    return document
 
 
 @contextlib.contextmanager

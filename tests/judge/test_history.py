@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ci import __main__ as command
 from ci import history
 from ci.results import Unreadable
 
@@ -18,7 +22,8 @@ COLUMNS = ["result", "params", "version", "started_at", "duration", "stats_ci_99
 def write(root: Path, commit: str, date: int, results: dict[str, Any], machine: str = "box", env: str = "py") -> Path:
     path = root / machine / f"{commit[:8]}-{env}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"commit_hash": commit, "date": date, "env_name": env, "result_columns": COLUMNS, "results": results}
+    content = {"version": 2, "commit_hash": commit, "date": date, "env_name": env}
+    content |= {"result_columns": COLUMNS, "results": results}
     path.write_text(json.dumps(content))  # NaN literally, as asv does
     return path
 
@@ -54,14 +59,121 @@ def test_another_version_environment_or_machine_is_another_series(tmp_path: Path
         "[]",
         "{}",
         '{"result_columns": []}',
-        '{"commit_hash": "a", "date": "x", "result_columns": [], "results": {}}',
+        '{"version": 2, "commit_hash": "a", "date": "x", "env_name": "py", "result_columns": [], "results": {}}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "\ud800",
     ],
 )
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]})
-    (tmp_path / "box" / "dead.json").write_text(content)
+    (tmp_path / "box" / "dead.json").write_text(content, errors="surrogatepass")
     with pytest.raises(Unreadable, match=r"dead\.json"):
         history.read_tree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("commit_hash", None),
+        ("commit_hash", 7),
+        ("commit_hash", "\ud800"),
+        ("env_name", None),
+        ("date", math.nan),
+        ("date", math.inf),
+        ("date", None),
+        ("date", True),
+        pytest.param("date", 10**400, id="date-large"),
+        ("version", 1),
+        ("version", 3),
+        ("version", None),
+        ("result_columns", "result"),
+        ("results", [["t", [[1.0], [], "v1"]]]),
+        ("results", {"\ud800": [[1.0], [], "v1"]}),
+    ],
+)
+def test_a_file_with_a_key_of_another_type_is_named(key: str, value: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(Unreadable, match=path.name):
+        history.read_tree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([["1.5"], []], "t: result: expected numbers or null, got str"),
+        ([[True], []], "t: result: expected numbers or null, got bool"),
+        ([[[1.5]], []], "t: result: expected numbers or null, got list"),
+        (["7", []], "t: result: expected a list, got str"),
+        ([{"7": 1.0}, []], "t: result: expected a list, got dict"),
+        ([[10**400], []], "t: result: expected numbers up to"),
+        ([[-(10**400)], []], "t: result: expected numbers up to"),
+        ([[1.0], "x"], "t: params: expected a list, got str"),
+        ([[1.0], ["x"]], "t: params: expected a list, got str"),
+        ([[1.0], [[7]]], "t: params: expected a text, got int"),
+        ([[1.0], [], 7], "t: version: expected a text, got int"),
+        ([[1.0], [], "v", 0, 1.0, "9"], "t: stats_ci_99_a: expected a list, got str"),
+        ([[1.0], [], "v", 0, 1.0, ["9"]], "t: stats_ci_99_a: expected numbers or null, got str"),
+        ([[1.0], [], "v", 0, 1.0, [1.0, 2.0]], "t: 2 values of 1 combinations"),
+        ([1.0] * (len(COLUMNS) + 1), f"t: {len(COLUMNS) + 1} cells of {len(COLUMNS)} columns"),
+        ("7", "t: expected a list, got str"),
+        (None, "t: expected a list, got NoneType"),
+        ([], "KeyError: 'result'"),
+    ],
+)
+def test_a_row_of_another_type_is_named(row: Any, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "a" * 40, 1, {"t": row})
+    with pytest.raises(Unreadable, match=f"{path.name}: .*{re.escape(said)}"):
+        history.read_tree(tmp_path)
+
+
+def test_intervals_may_be_infinite_as_asv_writes_them(tmp_path: Path) -> None:
+    write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v", 0, 1.0, [-math.inf], [math.inf]]})
+    (found,) = history.read_tree(tmp_path)
+    assert list(found.values) == [1.0] and list(found.noise) == [0.0]
+
+
+def test_two_files_of_a_commit_are_refused_with_both_names(tmp_path: Path) -> None:
+    first = write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]})
+    second = first.with_name("copy.json")
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(Unreadable, match=rf"{second.name}: commit {'a' * 40} .* {first.name}"):
+        history.read_tree(tmp_path)
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]})
+    pipe = tmp_path / "box" / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(Unreadable, match=r"pipe\.json: expected a regular file, got p"):
+        history.read_tree(tmp_path)
+    pipe.unlink()
+    (tmp_path / "box" / "folder.json").mkdir()
+    with pytest.raises(Unreadable, match=r"folder\.json: expected a regular file, got d"):
+        history.read_tree(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]})
+    write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]}, machine="shut")
+    shut, scandir = tmp_path / "shut", os.scandir
+
+    def refusing(path: Any) -> Any:
+        """Permissions do not bind root, as whom tests may run."""
+        if Path(path) == shut:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(Unreadable, match=r"shut: Permission denied"):
+        history.read_tree(tmp_path)
+    assert command.main(["judge", str(tmp_path), "--output", str(tmp_path / "alerts.json")]) == 3
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match=r"nowhere: No such file"):
+        history.read_tree(tmp_path / "nowhere")
 
 
 def test_values_that_do_not_fit_the_parameters_are_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def judge(root: Path, commits: int) -> tuple[float, float]:
         commit = f"{number:040x}"
         results = {"sparse_prefill.SparsePrefill.track_seconds": [row, [["4096"], names, ["'flash_dsa'"]], "v"]}
         content = {"commit_hash": commit, "date": number, "env_name": "py", "results": results}
-        content["result_columns"] = ["result", "params", "version"]
+        content |= {"version": 2, "result_columns": ["result", "params", "version"]}
         (machine / f"{commit}-py.json").write_text(json.dumps(content))
     begin = time.monotonic()
     command = [sys.executable, "-m", "ci", "judge", str(machine.parent), "--output", str(root / "alerts.json")]
