@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     drill.add_argument("--record", type=Path, help="file to append to (default: ci/drills/local.jsonl)")
     drill.add_argument("--show", action="store_true", help="only count what the file holds")
     judge = commands.add_parser("judge", help="what moved in a history, since when, and why")
-    judge.add_argument("results", type=Path, help="results tree of asv, such as asv_bench/results")
+    judge.add_argument(
+        "results", type=Path, help="results tree of asv, such as asv_bench/results, or a folder with one"
+    )
     judge.add_argument("--output", type=Path, default=Path("alerts.json"), help="file to write (default: alerts.json)")
     judge.add_argument("--acknowledged", type=Path, default=alerts.ACKNOWLEDGED, help="what was accepted, by whom")
     qualified = commands.add_parser("qualify", help="plant steps into real histories and see which detector finds them")
@@ -89,8 +91,9 @@ def _judge(options: argparse.Namespace) -> int:
     if not options.results.is_dir():
         raise UsageError(f"results: expected a folder, got {options.results}")
     acknowledged = alerts.read_acknowledged(options.acknowledged)
-    fingerprints = alerts.read_fingerprints(options.results)
-    found = alerts.judge(history.read_tree(options.results), policy.load().history, fingerprints, acknowledged)
+    tree = history.tree_of(options.results)
+    fingerprints = alerts.read_fingerprints(tree)
+    found = alerts.judge(history.read_tree(tree), policy.load().history, fingerprints, acknowledged)
     results.write_atomically(options.output, json.dumps(alerts.document(found), indent=1) + "\n")
     print(alerts.text(found))
     return alerts.exit_code(found)

@@ -66,6 +66,37 @@ class _Result:
     noise: Values
 
 
+def below(folder: Path) -> list[Path]:
+    """A folder and all that is in it, in order of their names.
+
+    Raises:
+        results.Unreadable: when one cannot be listed; Path.rglob takes it for an empty one.
+    """
+    found = [folder]
+    for path, is_folder in _listed(folder):
+        found += below(path) if is_folder and not path.is_symlink() else [path]
+    return found
+
+
+def is_tree(path: Path) -> bool:
+    """Whether this is the root of a results tree of asv, which holds `benchmarks.json`."""
+    return path.is_dir() and (path / "benchmarks.json").exists()
+
+
+def tree_of(folder: Path) -> Path:
+    """The root of the only results tree in a folder; the folder itself where there is no `benchmarks.json` at all.
+
+    Raises:
+        results.Unreadable: when there are several, naming them, or a folder that cannot be listed.
+    """
+    if is_tree(folder):
+        return folder
+    found = [path for path in below(folder) if is_tree(path)]
+    if len(found) > 1:
+        raise Unreadable(f"{folder}: expected one results tree of asv, got {', '.join(map(str, found))}")
+    return found[0] if found else folder
+
+
 def read_tree(root: Path) -> list[History]:
     """All series of a results tree.
 

@@ -74,11 +74,11 @@ def read(data: Path) -> dict[str, list[Values]]:
         results.Unreadable: for a file that is damaged or has other columns, and for a folder without any.
     """
     sets: dict[str, list[Values]] = {}
-    for path in sorted([data, *data.rglob("*")]):
+    for path in history.below(data) if data.is_dir() else [data]:
         name = path.name.removesuffix(".gz")
         if path.is_file() and name.endswith(".csv"):
             sets[name] = _read_csv(path, _KNOWN.get(name))
-        elif path.is_dir() and (path / "benchmarks.json").exists():
+        elif history.is_tree(path):
             series = history.read_tree(path)
             label = path.parent.name if path.name == "results" else path.name
             sets[label] = [one.values[np.isfinite(one.values)] for one in series]

@@ -52,6 +52,19 @@ def test_another_version_environment_or_machine_is_another_series(tmp_path: Path
     assert len(history.read_tree(tmp_path)) == 4
 
 
+def refuse_to_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without permission; a mode does not bind root, as whom tests may run."""
+    folder.mkdir(exist_ok=True)
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -157,15 +170,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]})
     write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v1"]}, machine="shut")
-    shut, scandir = tmp_path / "shut", os.scandir
-
-    def refusing(path: Any) -> Any:
-        """Permissions do not bind root, as whom tests may run."""
-        if Path(path) == shut:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    refuse_to_list(tmp_path / "shut", monkeypatch)
     with pytest.raises(Unreadable, match=r"shut: Permission denied"):
         history.read_tree(tmp_path)
     assert command.main(["judge", str(tmp_path), "--output", str(tmp_path / "alerts.json")]) == 3
@@ -185,6 +190,19 @@ def test_values_that_do_not_fit_the_parameters_are_named(tmp_path: Path) -> None
 def test_nothing_is_no_history(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="expected asv's results"):
         history.read_tree(tmp_path)
+
+
+def test_the_command_finds_the_tree_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "alerts.json")]
+    for number in range(3):
+        write(tmp_path / "some" / "project" / "results", f"{number}" * 40, number, {"t": [[1.0], [], "v1"]})
+    (tmp_path / "some" / "project" / "results" / "benchmarks.json").write_text("{}")
+    assert command.main(["judge", str(tmp_path / "some"), *output]) == 0
+    write(tmp_path / "some" / "other", "a" * 40, 1, {"t": [[1.0], [], "v1"]})
+    (tmp_path / "some" / "other" / "benchmarks.json").write_text("{}")
+    assert command.main(["judge", str(tmp_path / "some"), *output]) == 3
+    said = capsys.readouterr().err
+    assert "expected one results tree" in said and "some/other" in said and "project/results" in said
 
 
 def test_our_own_history_is_read() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judge.test_history import write
+from judge.test_history import refuse_to_list, write
 
 from ci import __main__ as command
 from ci import policy, qualify
@@ -105,6 +105,13 @@ def test_the_known_set_leaves_out_what_its_commits_change(tmp_path: Path) -> Non
 def test_another_table_is_an_error_that_names_it(content: str, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text(content)
     with pytest.raises(Unreadable, match=r"some\.csv"):
+        qualify.read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some.csv").write_text("order,value\n1,1.0\n")
+    refuse_to_list(tmp_path / "shut", monkeypatch)
+    with pytest.raises(Unreadable, match=r"shut: Permission denied"):
         qualify.read(tmp_path)
 
 
