@@ -14,6 +14,7 @@ import json
 import math
 import statistics
 import subprocess
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from ci.policy import History as Rule
 
 STEPS = (0.01, 0.02, 0.05, 0.10)
 BEFORE, AFTER = 10, (5, 12)
+LEAST = BEFORE + min(AFTER)  # values of a series that is used
 ORDERS = 20
 NEAR = 2  # points from where a step was planted, within which it counts as found
 QUIET = 0.006  # noise below which recall is asked for
@@ -71,8 +73,11 @@ def read(data: Path) -> dict[str, list[Values]]:
     apart.
 
     Raises:
-        results.Unreadable: for a file that is damaged or has other columns, and for a folder without any.
+        results.Unreadable: for a file that is damaged or has other columns, and for a folder without any or that is
+            not there.
     """
+    if not data.exists():
+        raise results.Unreadable(f"{data}: expected a folder, got nothing of that name")
     sets: dict[str, list[Values]] = {}
     for path in history.below(data) if data.is_dir() else [data]:
         name = path.name.removesuffix(".gz")
@@ -87,6 +92,15 @@ def read(data: Path) -> dict[str, list[Values]]:
     return sets
 
 
+def _positive(values: Values) -> Values:
+    return values[np.isfinite(values) & (values > 0)]
+
+
+def _used(series: Sequence[Values]) -> list[Values]:
+    """The values of series that are long enough."""
+    return [values for values in map(_positive, series) if len(values) >= LEAST]
+
+
 def _read_csv(path: Path, form: CsvFormat | None) -> list[Values]:
     try:
         table = pd.read_csv(path)
@@ -97,7 +111,7 @@ def _read_csv(path: Path, form: CsvFormat | None) -> list[Values]:
         table = table.sort_values(form.order, kind="stable")
         groups = table.groupby(names, sort=True, dropna=False) if names else [((), table)]
         return [group[form.value].to_numpy(dtype=np.float64)[form.first_point - 1 :] for _, group in groups]
-    except (OSError, ValueError, KeyError, UnicodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
         raise results.Unreadable(f"{path}: {type(error).__name__}: {error}") from error
 
 
@@ -169,8 +183,7 @@ def qualify(series: Sequence[Values], detect: Detector, seed: int = 0, orders: i
         where nothing was found); `steps`, for each size and number of points after it: `planted`, `found` and, of
         those, `located` within a point, for quiet series and for all.
     """
-    used = [values[np.isfinite(values) & (values > 0)] for values in series]
-    used = [values for values in used if len(values) >= BEFORE + min(AFTER)]
+    used = _used(series)
     random = np.random.default_rng(seed)
     drawn = [random.permutation(values) for _ in range(orders) for values in used]
     points = sum(map(len, used))
@@ -215,7 +228,7 @@ def _recall(used: Sequence[Values], step: float, after: int, detect: Detector) -
 
 def noise_of_set(series: Sequence[Values]) -> float:
     """The median noise of a set's series."""
-    return statistics.median(changepoint.noise_of(values[values > 0]) for values in series if len(values) > BEFORE)
+    return statistics.median(changepoint.noise_of(values) for values in map(_positive, series) if len(values) > BEFORE)
 
 
 def run(data: Path, rule: Rule, otava_python: Path | None, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -226,6 +239,8 @@ def run(data: Path, rule: Rule, otava_python: Path | None, say: Callable[[str], 
         say: told before each.
     Returns:
         What `table` shows, to be written as RECORD.
+    Raises:
+        results.Unreadable: as `read`, and for a set in which no series is long enough, before anything is qualified.
     """
     detectors: dict[str, Detector] = {
         "flash_dsa": ours(rule),
@@ -234,8 +249,15 @@ def run(data: Path, rule: Rule, otava_python: Path | None, say: Callable[[str], 
     }
     if otava_python:
         detectors["otava"] = otava(otava_python)
+    given = read(data)
+    for name, series in given.items():
+        if not _used(series):
+            longest = max((len(_positive(values)) for values in series), default=0)
+            raise results.Unreadable(
+                f"{data}: {name}: no series is long enough: expected {LEAST} values above zero, got {longest} at most"
+            )
     sets = {}
-    for name, series in read(data).items():
+    for name, series in given.items():
         found = {}
         for detector, detect in detectors.items():
             say(f"{name}: {detector} on {len(series)} series")

@@ -101,7 +101,7 @@ def test_the_known_set_leaves_out_what_its_commits_change(tmp_path: Path) -> Non
     assert list(values) == [9.0, 10.0, 11.0, 12.0]
 
 
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "value\n1\n", "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "value\n1\n", "\x00\xff", "order,value\n1,x\n"])
 def test_another_table_is_an_error_that_names_it(content: str, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text(content)
     with pytest.raises(Unreadable, match=r"some\.csv"):
@@ -118,6 +118,38 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["qualify", "--data", str(tmp_path)]) == 3
     assert "expected .csv files or results trees of asv, got neither" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["qualify", "--data", str(tmp_path / "nowhere")]) == 3
+    assert "nowhere: expected a folder, got nothing of that name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "longest"),
+    [
+        ("some.csv", ["order,value"], 0),
+        ("some.csv", ["order,kernel,value"], 0),
+        ("some.csv", ["order,value", *(f"{i},1.0" for i in range(14))], 14),
+        ("some.csv", ["order,value", *(f"{i},{i % 2}.0" for i in range(20))], 10),
+        ("liger_h100_speed.csv", ["timestamp,provider,p50_ms", *(f"{i},liger,1.0" for i in range(30))], 0),
+        ("liger_h100_speed.csv", ["timestamp,provider,p50_ms", *(f"{i},torch,1.0" for i in range(8))], 0),
+    ],
+)
+def test_too_short_series_are_an_error(
+    name: str, lines: list[str], longest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    assert command.main(["qualify", "--data", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert f"{name}: no series is long enough: expected 15 values above zero, got {longest} at most" in said
+
+
+def test_a_cut_archive_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(b"order,value\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(1000)))
+    (tmp_path / "some.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Unreadable, match=r"some\.csv\.gz"):
+        qualify.read(tmp_path)
 
 
 def test_the_command_prints_and_keeps_a_table(
