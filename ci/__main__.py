@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "results", type=Path, help="results tree of asv, such as asv_bench/results, or a folder with one"
     )
-    judge.add_argument("--output", type=Path, default=Path("alerts.json"), help="file to write (default: alerts.json)")
+    judge.add_argument(
+        "--output", type=Path, default=Path("alerts.json"), help="file to write, removed first (default: alerts.json)"
+    )
     judge.add_argument("--acknowledged", type=Path, default=alerts.ACKNOWLEDGED, help="what was accepted, by whom")
     qualified = commands.add_parser("qualify", help="plant steps into real histories and see which detector finds them")
     qualified.add_argument("--data", type=Path, required=True, help="folder of .csv files and results trees of asv")
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _judge(options: argparse.Namespace) -> int:
+    # Whoever reads the file after a run that ends in an error must not take the run before for its result.
+    options.output.unlink(missing_ok=True)
     if not options.results.is_dir():
         raise UsageError(f"results: expected a folder, got {options.results}")
     acknowledged = alerts.read_acknowledged(options.acknowledged)

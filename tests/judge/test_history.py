@@ -7,10 +7,12 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tree import project_files
 
 from ci import __main__ as command
 from ci import history
@@ -203,6 +205,21 @@ def test_the_command_finds_the_tree_in_a_folder(tmp_path: Path, capsys: pytest.C
     assert command.main(["judge", str(tmp_path / "some"), *output]) == 3
     said = capsys.readouterr().err
     assert "expected one results tree" in said and "some/other" in said and "project/results" in said
+
+
+@pytest.mark.parametrize("given", ["damaged", "nowhere"])
+def test_no_alerts_of_an_earlier_run_stay_after_an_error(given: str, tmp_path: Path) -> None:
+    write(tmp_path / "damaged", "a" * 40, 1, {"t": [["x"], [], "v1"]})
+    output = tmp_path / "alerts.json"
+    output.write_text('{"schema": 1, "alerts": []}')
+    assert command.main(["judge", str(tmp_path / given), "--output", str(output)]) == 3
+    assert not output.exists()
+
+
+def test_git_ignores_the_alerts_of_the_documented_command(tmp_path: Path) -> None:
+    ignored = shutil.copy(Path(__file__).resolve().parents[2] / ".gitignore", tmp_path)
+    (tmp_path / "alerts.json").write_text("{}")
+    assert project_files(tmp_path) == [Path(ignored)]
 
 
 def test_our_own_history_is_read() -> None:
