@@ -104,7 +104,10 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _qualify(options: argparse.Namespace) -> int:
-    found = qualify.run(options.data, policy.load().history, options.otava)
+    try:
+        found = qualify.run(options.data, policy.load().history, options.otava)
+    except ImportError as error:  # of pandas or asv, which no other command needs
+        raise UsageError(f"expected what requirements-dev.txt lists: {error}") from error
     print(f"\n{qualify.table(found)}")
     if options.record:
         results.write_atomically(qualify.RECORD, json.dumps(found, indent=1) + "\n")

@@ -18,14 +18,16 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ci import changepoint, history, markdown, results
 from ci.changepoint import Values
 from ci.policy import History as Rule
+
+if TYPE_CHECKING:
+    import pandas
 
 STEPS = (0.01, 0.02, 0.05, 0.10)
 BEFORE, AFTER = 10, (5, 12)
@@ -102,8 +104,10 @@ def _used(series: Sequence[Values]) -> list[Values]:
 
 
 def _read_csv(path: Path, form: CsvFormat | None) -> list[Values]:
+    import pandas  # here, as no other command needs it
+
     try:
-        table = pd.read_csv(path)
+        table = pandas.read_csv(path)
         form = form or _guessed(table)
         if form.keep:
             table = table[table[form.keep[0]].isin(form.keep[1])]
@@ -115,7 +119,7 @@ def _read_csv(path: Path, form: CsvFormat | None) -> list[Values]:
         raise results.Unreadable(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def _guessed(table: pd.DataFrame) -> CsvFormat:
+def _guessed(table: pandas.DataFrame) -> CsvFormat:
     order = next((name for name in ("order", "timestamp", "date") if name in table.columns), None)
     if order is None or "value" not in table.columns:
         raise ValueError(f"expected columns value, and order, timestamp or date, got {', '.join(table.columns)}")

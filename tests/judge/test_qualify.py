@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ci import policy, qualify
 from ci.changepoint import Values
 from ci.results import Unreadable
 
+ROOT = Path(__file__).resolve().parents[2]
 RULE = policy.load().history
 PUBLIC = [
     path.parent for path in Path(__file__).resolve().parents[3].glob("*/data/liger_h100_speed.csv.gz")
@@ -150,6 +152,21 @@ def test_a_cut_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Unreadable, match=r"some\.csv\.gz"):
         qualify.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["report", "--docs", "--check"], 0, ""),
+        (["qualify", "--data", "."], 3, "expected what requirements-dev.txt lists: import of pandas"),
+    ],
+)
+def test_only_qualify_needs_pandas(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text("order,value\n1,1.0\n")
+    script = f"import sys; sys.modules['pandas'] = None; sys.path.insert(0, {str(ROOT)!r}); from ci import __main__"
+    script += f"; sys.exit(__main__.main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stderr, done.stdout + done.stderr
 
 
 def test_the_command_prints_and_keeps_a_table(
