@@ -1,8 +1,9 @@
 """Alerts: what moved in a history, said once for all series that moved with it, and whether code or machine did it.
 
-A change point shared by several series of a machine is one alert. Two kinds of witnesses speak for the machine:
-controls, whose work no commit changes, and implementations that are not ours. Where the code's fingerprint was recorded
-all around a change and never differs, nothing else is asked.
+A change point shared by several series of a machine is one alert, and so is a commit from which on several give no
+value any more, because they fail or have nothing to measure. Two kinds of witnesses speak for the machine: controls,
+whose work no commit changes, and implementations that are not ours. Where the code's fingerprint was recorded all
+around a change and never differs, nothing else is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -45,6 +46,8 @@ _RATIOS = "speedup"  # of sparse over dense, derived from what the other modules
 # Measured commits on each side of an alert's range in which the code must not have changed either, where it was
 # recorded, to speak for the machine: small steps are sometimes located a few commits off.
 _MARGIN = 3
+_LOST = (Verdict.FAILED, Verdict.MISSING)
+_BAD = (Verdict.REGRESSED, *_LOST)
 
 Fingerprints = Mapping[tuple[str, str], codegen.Fingerprint]  # by machine and commit
 
@@ -68,19 +71,31 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Moved:
-    """A change point of a series."""
+    """A change point of a series, or where it lost its value.
+
+    Args:
+        history, point: the series and where; the level after a loss is NaN.
+        loss: failed or missing where it lost its value, else None. back: the commit, by index, that has a value again.
+    """
 
     history: History
     point: ChangePoint
+    loss: Verdict | None = None
+    back: int | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What a reader calls it; all of ours and all of asv's are better when they are small."""
+        return self.loss or (Verdict.REGRESSED if self.slower else Verdict.IMPROVED)
 
     @property
     def slower(self) -> bool:
-        """Whether the value grew; all of ours and all of asv's are better when they are small."""
+        """Whether the value grew."""
         return self.point.ratio > 1
 
     @property
     def size(self) -> float:
-        """Logarithm of after over before."""
+        """Logarithm of after over before; NaN for a loss, with which no comparison is true."""
         return math.log(self.point.ratio)
 
 
@@ -121,8 +136,8 @@ class Alert:
 
     @property
     def verdict(self) -> Verdict:
-        """Regressed or improved."""
-        return Verdict.REGRESSED if self.moved[0].slower else Verdict.IMPROVED
+        """Regressed, improved, failed or missing."""
+        return self.moved[0].verdict
 
     @cached_property
     def commits(self) -> tuple[str, ...]:
@@ -166,7 +181,7 @@ class Alert:
             if problem is not None and name not in known:
                 known[name] = problem
                 cases.append(CaseVerdict(name, Verdict.UNCHANGED))
-        return groups.sentences(cases, known) + sorted(other)
+        return groups.sentences(cases, known, [self.verdict]) + sorted(other)
 
 
 def judge(
@@ -191,7 +206,8 @@ def judge(
             for history in place
             for point in changepoint.detect(history.values, rule, history.noise)
         ]
-        together = [group for group in _together(moved) if not _is_denses_doing(group, moved)]
+        moved += itertools.chain.from_iterable(map(_losses, place))
+        together = [group for group in _together(moved) if not _follows_from(group, moved)]
         changes = [_code_changes(group, fingerprints or {}) for group in together]
         causes = [_cause(group, moved, place, change) for group, change in zip(together, changes, strict=True)]
         later: dict[int, list[tuple[Moved, Cause]]] = {}  # by series
@@ -208,18 +224,32 @@ def judge(
 
 
 def exit_code(alerts: Sequence[Alert]) -> int:
-    """1 when something regressed and is neither fixed, acknowledged nor the machine's; 2 when only weak ones did."""
-    ours = [one for one in alerts if one.verdict is Verdict.REGRESSED and one.cause is not Cause.ENVIRONMENT]
+    """1 when something got worse and is neither fixed, acknowledged nor the machine's; 2 when only weak ones did."""
+    ours = [one for one in alerts if one.verdict in _BAD and one.cause is not Cause.ENVIRONMENT]
     if any(one.status is Status.OPEN for one in ours):
         return FOUND
     return INCONCLUSIVE if any(one.status is Status.WEAK for one in ours) else NOTHING_TO_REPORT
 
 
+def _losses(history: History) -> Iterator[Moved]:
+    """Where a series that had a value failed or had nothing to measure, each until it has a value again."""
+    measured = np.flatnonzero(history.values > 0)
+    without = sorted({*history.failed, *history.not_applicable})
+    for number, found in itertools.groupby(without, key=lambda index: int(np.searchsorted(measured, index))):
+        if number == 0:  # it never had a value before
+            continue
+        indices = list(found)
+        first, before = indices[0], float(history.values[measured[number - 1]])
+        point = ChangePoint(first, first, first, before, math.nan, math.nan, math.nan, math.nan)
+        loss = Verdict.MISSING if set(history.failed).isdisjoint(indices) else Verdict.FAILED
+        yield Moved(history, point, loss, int(measured[number]) if number < len(measured) else None)
+
+
 def _together(moved: Sequence[Moved]) -> list[tuple[Moved, ...]]:
-    """Change points in the same direction whose ranges of commits have one in common, and witnesses apart."""
-    found: dict[tuple[bool, bool], list[tuple[int, int, list[Moved]]]] = {}
+    """What went the same way and may be the same commit's, as ranges have one in common; witnesses apart."""
+    found: dict[tuple[Verdict, bool], list[tuple[int, int, list[Moved]]]] = {}
     for one in sorted(moved, key=lambda one: (one.point.index, one.history.benchmark, one.history.params)):
-        kind = found.setdefault((one.slower, _is_witness(one.history)), [])
+        kind = found.setdefault((one.verdict, _is_witness(one.history)), [])
         for number, (first, last, group) in enumerate(kind):
             first, last = max(first, one.point.earliest), min(last, one.point.latest)
             if first <= last:
@@ -245,8 +275,10 @@ def _in_range(moved: Sequence[Moved], changes: Sequence[int] | None) -> tuple[in
 
 
 def _measured(moved: Sequence[Moved]) -> NDArray[np.intp]:
-    """Indices of the commits at which any of them was measured."""
-    return np.flatnonzero(np.logical_or.reduce([one.history.values > 0 for one in moved]))
+    """Indices of the commits at which any of them was measured, or lost its value."""
+    there = np.logical_or.reduce([one.history.values > 0 for one in moved])
+    there[[one.point.index for one in moved]] = True
+    return np.flatnonzero(there)
 
 
 def _last_before(moved: Sequence[Moved], index: int) -> int:
@@ -255,20 +287,30 @@ def _last_before(moved: Sequence[Moved], index: int) -> int:
     return int(measured[np.searchsorted(measured, index) - 1])
 
 
-def _is_denses_doing(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
-    """Whether ratios of sparse over dense moved because our dense did, the other way round: that is its alert."""
+def _follows_from(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
+    """Whether ratios of sparse over dense only follow what has an alert of its own.
+
+    They moved because our dense did, the other way round, or lost their value because sparse or dense did.
+    """
     if any(one.history.benchmark.partition(".")[0] != _RATIOS for one in moved):
         return False
     first, last = _range(moved)
+    near = [
+        one
+        for one in others
+        if one.history.benchmark.partition(".")[0] in _OPS
+        and not _is_witness(one.history)
+        and one.point.earliest <= last
+        and one.point.latest >= first
+    ]
+    if moved[0].loss:
+        return any(one.loss is moved[0].loss for one in near)
     size = min(abs(one.size) for one in moved)
     return any(
         one.history.benchmark.startswith("dense_prefill.")
-        and not _is_witness(one.history)
         and one.slower != moved[0].slower
-        and one.point.earliest <= last
-        and one.point.latest >= first
         and abs(one.size) >= size / 2
-        for one in others
+        for one in near
     )
 
 
@@ -287,9 +329,9 @@ def _is_witness(history: History) -> bool:
 
 
 def _is_weak(moved: Sequence[Moved], rule: Rule) -> bool:
-    if len(moved) > 1:
-        return False
     one = moved[0]
+    if len(moved) > 1 or one.loss:
+        return False
     values = one.history.values
     noise = changepoint.noise_of(values[values > 0])
     return abs(one.size) < rule.lone_deviations * noise
@@ -320,9 +362,10 @@ def _code_changes(moved: Sequence[Moved], known: Fingerprints) -> list[int] | No
 def _cause(
     moved: Sequence[Moved], others: Sequence[Moved], place: Sequence[History], changes: Sequence[int] | None
 ) -> Cause:
-    if _is_witness(moved[0].history) or changes == []:
+    if _is_witness(moved[0].history) or (changes == [] and not moved[0].loss):
         return Cause.ENVIRONMENT
-    if not any(_is_witness(one) for one in place):
+    # Code that did not change does not excuse a loss: what measures it may have changed.
+    if moved[0].loss or not any(_is_witness(one) for one in place):
         return Cause.CODE if _in_range(moved, changes) else Cause.UNKNOWN
     size = math.exp(sum(abs(one.size) for one in moved) / len(moved)) - 1
     likely = _likeliest(moved)
@@ -349,7 +392,7 @@ def _followed_up(
     rule: Rule,
     acknowledged: Sequence[Acknowledgement],
 ) -> Alert:
-    """With what became of it: undone by a later commit, or accepted by somebody."""
+    """With what became of it: undone by a later commit, which gave back what was lost, or accepted by somebody."""
     for entry in acknowledged:
         fits = all(fnmatch.fnmatchcase(one.history.benchmark, entry.benchmarks) for one in alert.moved)
         if fits and any(commit.startswith(entry.commit) for commit in alert.commits):
@@ -372,6 +415,8 @@ def _followed_up(
 
 def _undone_by(one: Moved, moved: Sequence[Moved], rule: Rule) -> str | None:
     """The commit after which the series is back, or beyond, within the smallest step that counts."""
+    if one.loss:
+        return None if one.back is None else one.history.commits[one.back]
     for later in sorted(moved, key=lambda other: other.point.index):
         if later.point.index <= one.point.index or later.slower == one.slower:
             continue
@@ -411,8 +456,9 @@ def _head_dims(text: str) -> dict[str, Any]:
 
 
 def _case(one: Moved) -> CaseVerdict:
-    verdict = Verdict.REGRESSED if one.slower else Verdict.IMPROVED
-    return CaseVerdict(_name(one.history), verdict, ratio=one.point.ratio, low=one.point.low, high=one.point.high)
+    if one.loss:
+        return CaseVerdict(_name(one.history), one.loss)
+    return CaseVerdict(_name(one.history), one.verdict, ratio=one.point.ratio, low=one.point.low, high=one.point.high)
 
 
 def read_acknowledged(path: Path = ACKNOWLEDGED) -> tuple[Acknowledgement, ...]:
@@ -479,7 +525,7 @@ def _document(alert: Alert) -> dict[str, Any]:
             {
                 "benchmark": one.history.benchmark,
                 "params": list(one.history.params),
-                **{name: getattr(one.point, name) for name in ("ratio", "low", "high", "before", "after")},
+                **{name: _or_none(getattr(one.point, name)) for name in ("ratio", "low", "high", "before", "after")},
                 "commit": one.history.commits[one.point.index],
             }
             for one in alert.moved
@@ -487,11 +533,15 @@ def _document(alert: Alert) -> dict[str, Any]:
     }
 
 
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def text(alerts: Sequence[Alert]) -> str:
     """The alerts for a terminal: what is open first, what is settled last."""
     order = {Status.OPEN: 0, Status.WEAK: 1, Status.ACKNOWLEDGED: 2, Status.FIXED: 3}
     lines = []
-    for alert in sorted(alerts, key=lambda one: (order[one.status], one.verdict is not Verdict.REGRESSED)):
+    for alert in sorted(alerts, key=lambda one: (order[one.status], one.verdict not in _BAD)):
         history = alert.moved[0].history
         where = f"{alert.known_good[:12]}..{alert.commits[0][:12]}"
         if len(alert.commits) > 1:
@@ -505,7 +555,7 @@ def text(alerts: Sequence[Alert]) -> str:
 def _status(alert: Alert) -> str:
     said, found = alert.acknowledgement, []
     if alert.status is Status.FIXED:
-        found.append(f"{'fixed' if alert.verdict is Verdict.REGRESSED else 'undone'} by {str(alert.fixed_by)[:12]}")
+        found.append(f"{'fixed' if alert.verdict in _BAD else 'undone'} by {str(alert.fixed_by)[:12]}")
     if said is not None:
         found.append(f"acknowledged by {said.author}: {said.reason}")
     return ", ".join(found) or str(alert.status.value)

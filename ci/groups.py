@@ -16,6 +16,7 @@ from ci.verdict import CaseVerdict, Verdict
 
 Problem = Mapping[str, Any]
 _MEMBERS_SHOWN = 8  # of a list of sizes
+_WITHOUT_NUMBER = {Verdict.FAILED: "failed", Verdict.MISSING: "had nothing to measure (n/a)"}
 # What tells families apart; s_q only where one s_kv and topk has several.
 _FAMILY = ("op", "h_q", "h_kv", "d_qk", "d_v", "causal", "indices", "features")
 
@@ -35,17 +36,22 @@ class _Cell:
         return int(self.problem["s_kv"])
 
 
-def sentences(cases: Sequence[CaseVerdict], problems: Mapping[str, Problem]) -> list[str]:
+def sentences(
+    cases: Sequence[CaseVerdict],
+    problems: Mapping[str, Problem],
+    verdicts: Sequence[Verdict] = (Verdict.REGRESSED, Verdict.IMPROVED),
+) -> list[str]:
     """What is slower and what is faster, the largest change first.
 
     Args:
+        verdicts: of which cases are said.
         cases: all of the run, as the grid says which values exist. problems: fields of the problem by case id; a case
             without them, or with sizes that are no numbers, gets a sentence of its own.
     """
     cells = _cells(cases, problems)
     known = {cell.case.id for cell in cells}
     found: list[tuple[float, str]] = []
-    for verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
+    for verdict in verdicts:
         moved = [cell for cell in cells if cell.case.verdict is verdict]
         for family in dict.fromkeys(cell.family for cell in moved):
             grid = [cell for cell in cells if cell.family == family]
@@ -60,11 +66,13 @@ def sentences(cases: Sequence[CaseVerdict], problems: Mapping[str, Problem]) -> 
 
 
 def by_how_much(cases: Sequence[CaseVerdict]) -> str:
-    """Cases that moved the same way as `slower by 4.1 % (3.8 to 4.4 %)`.
+    """Cases that moved the same way as `slower by 4.1 % (3.8 to 4.4 %)`, or what became of those without numbers.
 
     Where one change could be that of all cases, it is their geometric mean with the mean of their intervals, as wide as
     if they all erred together. Otherwise the least and the largest are said, and the mean.
     """
+    if cases[0].verdict in _WITHOUT_NUMBER:
+        return _WITHOUT_NUMBER[cases[0].verdict]
     known = [(case.ratio, case.low, case.high) for case in cases]
     ratios, lows, highs = (
         [math.log(value) for value in column if value] for column in zip(*known, strict=True)
@@ -178,4 +186,4 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def _size(cases: Sequence[CaseVerdict]) -> float:
-    return max(abs(math.log(case.ratio)) for case in cases if case.ratio)
+    return max((abs(math.log(case.ratio)) for case in cases if case.ratio), default=math.inf)

@@ -39,7 +39,8 @@ class History:
     Args:
         benchmark: its name. params: a value for each of its parameters. machine, environment: where it was measured.
         commits: in order of their dates. values: one each, NaN where there is none.
-        noise: relative standard deviation of each by its own samples, 0 where unknown.
+        noise: relative standard deviation of each by its own samples, NaN where unknown.
+        failed, not_applicable: commits, by index, at which it gave no value: it failed, or had nothing to measure.
     """
 
     benchmark: str
@@ -49,6 +50,8 @@ class History:
     commits: tuple[str, ...]
     values: Values
     noise: Values
+    failed: tuple[int, ...] = ()
+    not_applicable: tuple[int, ...] = ()
 
 
 _Key = tuple[str, tuple[str, ...], str]  # benchmark, params, version
@@ -56,13 +59,14 @@ _Key = tuple[str, tuple[str, ...], str]  # benchmark, params, version
 
 @dataclass(frozen=True)
 class _Result:
-    """A file: of each of its series the number that the tree gave it, the value and the noise."""
+    """A file: of each of its series the number that the tree gave it, the value, whether it failed, and the noise."""
 
     commit: str
     date: float
     environment: str
     series: NDArray[np.int32]
     values: Values
+    failed: NDArray[np.bool_]
     noise: Values
 
 
@@ -142,13 +146,18 @@ def _series(machine: str, environment: str, results: list[_Result], keys: list[_
     results.sort(key=lambda result: (result.date, result.commit))
     commits = tuple(result.commit for result in results)
     values = np.full((len(keys), len(results)), math.nan)
-    noise = np.zeros_like(values)
+    noise = np.full_like(values, math.nan)
+    failed = np.zeros(values.shape, dtype=np.bool_)
+    not_applicable = failed.copy()
     for column, result in enumerate(results):
         values[result.series, column] = result.values
         noise[result.series, column] = result.noise
+        failed[result.series, column] = result.failed
+        not_applicable[result.series, column] = np.isnan(result.values) & ~result.failed
     for number in sorted({int(number) for result in results for number in result.series}):
         benchmark, params, _ = keys[number]
-        yield History(benchmark, params, machine, environment, commits, values[number], noise[number])
+        without = (tuple(map(int, np.flatnonzero(where[number]))) for where in (failed, not_applicable))
+        yield History(benchmark, params, machine, environment, commits, values[number], noise[number], *without)
 
 
 def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
@@ -156,7 +165,7 @@ def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
     try:
         if document.get("version") != _VERSION:
             raise ValueError(f"version: expected {_VERSION}, got {document.get('version')!r}")
-        rows: list[tuple[int, float, float]] = []
+        rows: list[tuple[int, float, bool, float]] = []
         columns = _texts(document["result_columns"], "result_columns")
         for benchmark, row in _typed(document["results"], dict, "results").items():
             _typed(benchmark, str, "results")
@@ -164,14 +173,15 @@ def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
                 raise ValueError(f"{benchmark}: {len(row)} cells of {len(columns)} columns")
             for (params, version), value, low, high in _values(benchmark, dict(zip(columns, row, strict=False))):
                 number = numbers.setdefault((benchmark, params, version), len(numbers))
-                rows.append((number, _number(value), _noise(value, low, high)))
-        series, found, noise = zip(*rows, strict=True) if rows else ((), (), ())
+                rows.append((number, _number(value), value is None, _noise(value, low, high)))
+        series, found, failed, noise = zip(*rows, strict=True) if rows else ((), (), (), ())
         return _Result(
             _typed(document["commit_hash"], str, "commit_hash"),
             _date(document["date"]),
             _typed(document["env_name"], str, "env_name"),
             np.array(series, dtype=np.int32),
             np.array(found, dtype=np.float64),
+            np.array(failed, dtype=np.bool_),
             np.array(noise, dtype=np.float64),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -230,5 +240,5 @@ def _number(value: Any) -> float:
 def _noise(value: Any, low: Any, high: Any) -> float:
     numbers = [_number(one) for one in (value, low, high)]
     if not all(map(math.isfinite, numbers)) or numbers[0] <= 0:
-        return 0.0
+        return math.nan
     return max(numbers[2] - numbers[1], 0.0) / _CI99 / numbers[0]

@@ -13,7 +13,8 @@ from judge.test_history import write
 
 from ci import __main__ as command
 from ci import alerts, policy
-from ci.alerts import Acknowledgement, Alert, Cause, Status
+from ci.alerts import Acknowledgement, Alert, Cause, Moved, Status
+from ci.changepoint import ChangePoint
 from ci.history import History
 from ci.results import Unreadable
 from ci.verdict import Verdict
@@ -83,9 +84,10 @@ def test_what_the_witnesses_share_is_the_machines(witness: History) -> None:
     assert alerts.exit_code(found) == 0
 
 
-@pytest.mark.parametrize("witness", [control(1.0, 0.96), control(1.0, 1.01), control(1.0, 1.0, 1.04, 1.04)])
+@pytest.mark.parametrize("witness", [control(1.0, 0.96), control(1.0, 1.01), control(1.0, 1.0, 1.0, 1.04)])
 def test_a_witness_that_moved_otherwise_excuses_nothing(witness: History) -> None:
-    found = judged(ours(4096, 512, 1.0, 1.06, 1.06, 1.06), witness)
+    """The other way, by less than half as much, or at another commit."""
+    found = judged(ours(4096, 512, 1.0, 1.06), witness)
     assert Cause.CODE in {alert.cause for alert in found} and alerts.exit_code(found) == 1
 
 
@@ -189,11 +191,30 @@ def test_what_was_fixed_stays_on_record() -> None:
     assert f"fixed by {COMMITS[20][:12]}" in alerts.text([broke])
     half, _ = judged(ours(4096, 512, 1.0, 1.06, 1.03, 1.03), QUIET)
     assert half.status is Status.OPEN
+    beyond, _ = judged(ours(4096, 512, 1.0, 1.06, 0.9, 0.9), QUIET)
+    assert beyond.status is Status.FIXED
     lost, _ = judged(ours(4096, 512, 1.0, 0.9, 1.0, 1.0), QUIET)
     assert f"undone by {COMMITS[20][:12]}" in alerts.text([lost])
     entry = Acknowledgement(COMMITS[10][:12], "*", "A. Body", "checks bounds now", "2026-11-22")
     both, _ = judged(ours(4096, 512, 1.0, 1.05, 1.0, 1.0), QUIET, acknowledged=[entry])
     assert (both.status, both.acknowledgement) == (Status.FIXED, entry) and "A. Body" in alerts.text([both])
+
+
+def test_what_was_fixed_for_most_is_fixed() -> None:
+    def status(fixed: int) -> Status:
+        levels = [(1.0, 1.05, 1.0, 1.0)] * fixed + [(1.0, 1.05, 1.05, 1.05)] * (4 - fixed)
+        found = judged(*(ours(4096, 256 << number, *one) for number, one in enumerate(levels)), QUIET)
+        return next(alert.status for alert in found if alert.verdict is Verdict.REGRESSED)
+
+    assert [status(fixed) for fixed in range(5)] == [Status.OPEN] * 3 + [Status.FIXED] * 2
+
+
+def test_the_commit_that_most_of_them_name_is_the_likeliest() -> None:
+    moved = [
+        Moved(ours(4096, 512, 1.0, 1.03), ChangePoint(index, 18, 21, 1.0, 1.03, 1.03, 1.02, 1.04))
+        for index in (19, 20, 20)
+    ]
+    assert Alert(tuple(moved), Cause.CODE).commits == tuple(COMMITS[index] for index in (20, 18, 19, 21))
 
 
 def test_what_was_accepted_is_shown_with_who_and_why() -> None:
@@ -203,6 +224,8 @@ def test_what_was_accepted_is_shown_with_who_and_why() -> None:
     assert "acknowledged by A. Body: checks bounds now" in alerts.text([alert])
     for other in (replace(entry, commit="f" * 12), replace(entry, benchmarks="dense_prefill.*")):
         assert judged(ours(4096, 512, 1.0, 1.05), QUIET, acknowledged=[other])[0].status is Status.OPEN
+    # What was accepted of one op is not accepted of another.
+    assert judged(ours(4096, 512, 1.0, 1.05), dense(1.0, 1.05), QUIET, acknowledged=[entry])[0].status is Status.OPEN
 
 
 def test_an_alert_keeps_its_name_when_history_goes_on() -> None:
@@ -212,6 +235,63 @@ def test_an_alert_keeps_its_name_when_history_goes_on() -> None:
     whole = [ours(4096, 512, 1.0, 1.05), QUIET]
     (early,), (late,) = judged(*(cut(one, 30) for one in whole)), judged(*whole)
     assert early.id == late.id
+
+
+def without(history: History, *indices: int, failed: bool = True) -> History:
+    """The same, with no value at these commits: failed, or with nothing to measure."""
+    values = history.values.copy()
+    values[list(indices)] = np.nan
+    return replace(history, values=values, **{"failed" if failed else "not_applicable": indices})
+
+
+@pytest.mark.parametrize("failed, verdict", [(True, Verdict.FAILED), (False, Verdict.MISSING)])
+def test_a_series_that_ends_without_a_value_is_an_alert(failed: bool, verdict: Verdict) -> None:
+    ended = [without(ours(4096, topk, 1.0, 1.0), 37, 38, 39, failed=failed) for topk in (512, 2048)]
+    (alert,) = judged(*ended, ours(8192, 512, 1.0, 1.0), QUIET)
+    assert (alert.verdict, alert.status, alert.cause) == (verdict, Status.OPEN, Cause.UNKNOWN)
+    assert (alert.commits, alert.known_good) == ((COMMITS[37],), COMMITS[36]) and alerts.exit_code([alert]) == 1
+    said = "failed" if failed else "had nothing to measure (n/a)"
+    assert alert.sentences == [f"sparse_fwd {said} at s_kv 4096"]
+    (written,) = alerts.document([alert])["alerts"]
+    assert written["series"][0]["ratio"] is None is written["series"][0]["after"]
+    assert written["series"][0]["before"] == pytest.approx(1.0, rel=0.01)
+    entry = Acknowledgement(COMMITS[37][:12], "*", "A. Body", "not for this head size", "2026-11-22")
+    assert alerts.exit_code(judged(*ended, QUIET, acknowledged=[entry])) == 0
+
+
+@pytest.mark.parametrize("changed, cause", [(38, Cause.CODE), (37, Cause.UNKNOWN), (5, Cause.UNKNOWN)])
+def test_a_loss_is_the_codes_where_the_code_changed(changed: int, cause: Cause) -> None:
+    ended = without(ours(4096, 512, 1.0, 1.0), 38, 39)
+    (alert,) = judged(ended, QUIET, fingerprints=at(changed))
+    assert alert.cause is cause and alerts.exit_code([alert]) == 1
+
+
+def test_a_build_that_failed_left_no_fingerprint() -> None:
+    known = {key: one for key, one in at(38).items() if key[1] not in COMMITS[38:]}
+    (alert,) = judged(without(ours(4096, 512, 1.0, 1.0), 38, 39), QUIET, fingerprints=known)
+    assert alert.cause is Cause.UNKNOWN
+
+
+def test_what_works_again_is_fixed_and_what_never_worked_is_no_loss() -> None:
+    back = without(ours(4096, 512, 1.0, 1.0), 10, 11)
+    (alert,) = judged(back, QUIET)
+    assert (alert.verdict, alert.status, alert.fixed_by) == (Verdict.FAILED, Status.FIXED, COMMITS[12])
+    assert alerts.exit_code([alert]) == 0
+    assert judged(without(ours(4096, 512, 1.0, 1.0), 0, 1, 2), QUIET) == []
+    assert judged(without(ours(4096, 512, 1.0, 1.0), *range(40)), QUIET) == []
+
+
+def test_a_peer_that_is_gone_is_the_machines() -> None:
+    (alert,) = judged(without(dense(1.0, 1.0, name="cudnn"), 39), dense(1.0, 1.0))
+    assert alert.cause is Cause.ENVIRONMENT and alerts.exit_code([alert]) == 0
+
+
+def test_ratios_that_end_with_what_they_are_made_of_are_no_alert_of_their_own() -> None:
+    gone = without(dense(1.0, 1.0), 38, 39)
+    (alert,) = judged(gone, without(ratio(1.0, 1.0), 38, 39), QUIET)
+    assert alert.moved[0].history.benchmark.startswith("dense_prefill")
+    (alert,) = judged(dense(1.0, 1.0), without(ratio(1.0, 1.0), 38, 39), QUIET)
+    assert alert.moved[0].history.benchmark.startswith("speedup")
 
 
 def test_another_project_gets_a_sentence_for_each_series() -> None:

@@ -41,9 +41,12 @@ def test_series_are_ordered_by_date_with_gaps_where_nothing_is(tmp_path: Path) -
     first = found["t", ("1",)]
     assert first.commits == ("c" * 40, "b" * 40, "a" * 40) and (first.machine, first.environment) == ("box", "py")
     assert math.isnan(first.values[0]) and list(first.values[1:]) == [2.0, 3.0]
-    assert first.noise[1] == pytest.approx(0.02 / 2 / 2.576 / 2) and first.noise[2] == 0
+    assert first.noise[1] == pytest.approx(0.02 / 2 / 2.576 / 2) and math.isnan(first.noise[2])
     assert math.isnan(found["t", ("2",)].values[1]) and found["t", ("2",)].values[2] == 4.0
     assert found["scalar", ()].values[0] == 5.0
+    other = found["t", ("2",)]
+    assert (first.failed, first.not_applicable, other.failed, other.not_applicable) == ((0,), (), (0,), (1,))
+    assert found["scalar", ()].failed == () == found["scalar", ()].not_applicable  # not run is neither
 
 
 def test_another_version_environment_or_machine_is_another_series(tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_a_row_of_another_type_is_named(row: Any, said: str, tmp_path: Path) -> 
 def test_intervals_may_be_infinite_as_asv_writes_them(tmp_path: Path) -> None:
     write(tmp_path, "a" * 40, 1, {"t": [[1.0], [], "v", 0, 1.0, [-math.inf], [math.inf]]})
     (found,) = history.read_tree(tmp_path)
-    assert list(found.values) == [1.0] and list(found.noise) == [0.0]
+    assert list(found.values) == [1.0] and math.isnan(found.noise[0])
 
 
 def test_two_files_of_a_commit_are_refused_with_both_names(tmp_path: Path) -> None:
