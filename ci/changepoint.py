@@ -37,6 +37,7 @@ _SIDE = 2  # points of a level at least, where levels are told by t
 _NEIGHBOURS = 3  # to either side, in which an outlier is one
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # of windows; the last is the longest piece looked at whole
 _TRIED = 4  # windows of a piece that may fail, the strongest first, until no other is judged
+_FIRST_ORDERS = 10  # the part of all orders that is drawn first
 _TINY = 1e-18  # a sum of squares below which values are equal
 _MANY, _PLAIN = 48, 1e-4  # points, and the share of false_alarms, from which no orders are drawn: none would be as rare
 _CHI2 = 3.841  # 95 % of chi-square with one degree of freedom: how far the location may be off
@@ -82,29 +83,37 @@ def detect(values: Values, rule: History, noise: Values | None = None) -> list[C
 
     Args:
         values: in the order of commits; NaN where nothing was measured.
-        rule: thresholds. noise: relative standard deviation of each point by its own samples, 0 where unknown.
+        rule: thresholds. noise: relative standard deviation of each point by its own samples, NaN where unknown.
     Returns:
         Change points in order. Indices count all values, NaN included.
     """
     there = np.flatnonzero(np.isfinite(values) & (np.asarray(values) > 0))
     x = np.log(np.asarray(values, dtype=np.float64)[there])
-    own = np.zeros(len(x)) if noise is None else np.nan_to_num(np.asarray(noise, dtype=np.float64)[there])
+    own = np.full(len(x), np.nan) if noise is None else np.asarray(noise, dtype=np.float64)[there]
     if len(x) < 2:
         return []
     tamed = _tame(x)
     cuts = _located(tamed, sorted(_cuts(tamed, rule)))
-    cuts = sorted({*cuts, *_short(x, own, cuts, rule)})
-    while True:
-        edges = [0, *cuts, len(x)]
-        for start, end in itertools.pairwise(edges):
-            if end - start <= _NEIGHBOURS:  # a level of its own, not an outlier of its neighbourhood's
-                tamed[start:end] = x[start:end]
-        found = [_described(tamed, own, edges[i], cut, edges[i + 2], there, rule) for i, cut in enumerate(cuts)]
-        # With all cuts known a step may be smaller than where it was found; what counts for nothing is taken back.
+    edges = [0, *sorted({*cuts, *_short(x, own, cuts, rule)}), len(x)]
+    for start, end in itertools.pairwise(edges):
+        if end - start <= _NEIGHBOURS:  # a level of its own, not an outlier of its neighbourhood's
+            tamed[start:end] = x[start:end]
+    own = np.nan_to_num(own)
+
+    def described(number: int) -> ChangePoint:
+        return _described(tamed, own, edges[number], edges[number + 1], edges[number + 2], there, rule)
+
+    found = [described(number) for number in range(len(edges) - 2)]
+    # With all cuts known a step may be smaller than where it was found; what counts for nothing is taken back.
+    while found:
         sizes = [abs(math.log(point.ratio)) for point in found]
-        if not sizes or min(sizes) >= rule.relevant_change:
-            return found
-        del cuts[sizes.index(min(sizes))]
+        least = sizes.index(min(sizes))
+        if sizes[least] >= rule.relevant_change:
+            break
+        del found[least], edges[least + 1]
+        for number in {max(least - 1, 0), least} & set(range(len(found))):
+            found[number] = described(number)
+    return found
 
 
 def _tame(x: Values) -> Values:
@@ -193,9 +202,13 @@ def _judged(x: Values, rule: History, false_alarms: float) -> int | None:
         return None
     if len(x) >= _MANY and t[best] > _quantile(_PLAIN * rule.false_alarms, len(x) - 2):
         return cut
-    orders = np.random.default_rng(0).permuted(np.broadcast_to(x, (rule.orders, len(x))), axis=1)
-    as_large = int((_scan(orders)[0].max(-1) >= t[best]).sum())
-    return cut if (1 + as_large) / (1 + rule.orders) <= false_alarms else None
+    random, as_large, few = np.random.default_rng(0), 0, rule.orders // _FIRST_ORDERS
+    for orders in (few, rule.orders - few):  # most that fail do so with the first
+        drawn = random.permuted(np.broadcast_to(x, (orders, len(x))), axis=1)
+        as_large += int((_scan(drawn)[0].max(-1) >= t[best]).sum())
+        if (1 + as_large) / (1 + rule.orders) > false_alarms:
+            return None
+    return cut
 
 
 def _is_drift(x: Values, cut: int, rule: History) -> bool:
@@ -222,9 +235,13 @@ def _short(x: Values, own: Values, cuts: list[int], rule: History) -> Iterator[i
 
     A step counts when it is beyond the noise of both points and of the series, when no point near before it was where
     it leads and none near after it is where it came from, and when it is larger than what such points show: where
-    outliers are common, the last point may be one. A first point alone is a level only where there are hardly more.
+    outliers are common, the first or the last point may be one. Where points do not say how noisy they are, the series
+    must be long enough to.
     """
-    series = _noise(x) if len(x) >= _FEWEST else 0.0
+    series = 0.0
+    if len(x) >= _FEWEST:
+        others = np.sort(np.abs(np.diff(x)))[:-1]  # without the largest, which may be the step in question
+        series, own = _MAD * float(np.median(others)) / math.sqrt(2), np.nan_to_num(own)
     noise = np.sqrt(own[1:] ** 2 + own[:-1] ** 2 + 2 * rule.process_noise**2 + 2 * series**2)
     reach = np.maximum(rule.short_step, rule.short_deviations * noise)
     steps = np.abs(np.diff(x))
@@ -238,7 +255,7 @@ def _short(x: Values, own: Values, cuts: list[int], rule: History) -> Iterator[i
     largest = steps[outliers].max(initial=0.0)
     near = {place for cut in cuts for place in (cut - 1, cut, cut + 1)}
     for i in large:
-        if steps[i] > largest and i + 1 not in near and (i > 0 or len(x) < _FEWEST):
+        if steps[i] > largest and i + 1 not in near:
             yield int(i) + 1
 
 
@@ -251,7 +268,7 @@ def _described(
     freedom = end - start - 2
     rests = _two_levels(x[start:end], 1)[2]
     variance = float(rests[len(left) - 1]) / freedom if freedom > 0 else 0.0
-    floor = [max(float((own[a:b] ** 2).mean()), 0.0) + rule.process_noise**2 for a, b in ((start, cut), (cut, end))]
+    floor = [float((own[a:b] ** 2).mean()) + rule.process_noise**2 for a, b in ((start, cut), (cut, end))]
     error = math.sqrt(max(variance, floor[0]) / len(left) + max(variance, floor[1]) / len(right))
     half = _quantile(1 - rule.confidence, max(freedom, 1)) * error if freedom >= _FEWEST - 2 else 2.5 * error
     earliest = latest = len(left) - 1

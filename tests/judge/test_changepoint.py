@@ -85,12 +85,58 @@ def test_many_changes_of_a_long_series() -> None:
     assert len(found(series(*levels))) <= len(places) + 1
 
 
-@pytest.mark.parametrize("lengths", [(1, 1), (2, 1), (1, 2), (10, 1), (3, 2)])
+@pytest.mark.parametrize("lengths", [(1, 1), (2, 1), (1, 2), (1, 4), (1, 12), (10, 1), (3, 2)])
 def test_one_point_on_each_side_shows_a_large_step(lengths: tuple[int, int]) -> None:
     values = series((lengths[0], 1.0), (lengths[1], 1.04), noise=0.001)
     assert found(values, noise=np.full(len(values), 0.002)) == [lengths[0]]
     assert found(series((lengths[0], 1.0), (lengths[1], 1.02), noise=0.001)) == []  # not beyond what short pieces show
     assert found(values, noise=np.full(len(values), 0.02)) == []  # within the points' own noise
+
+
+def test_two_points_that_do_not_say_how_noisy_they_are_show_nothing() -> None:
+    assert found(np.array([1.0, 1.5])) == []
+    assert found(np.array([1.0, 1.5]), noise=np.array([0.001, math.nan])) == []
+    assert found(np.array([1.0, 1.5]), noise=np.array([0.001, 0.001])) == [1]
+    assert found(series((9, 1.0), (1, 1.5))) == [9]  # the series says it
+
+
+def test_a_step_after_the_first_point_stays_when_history_goes_on() -> None:
+    values = series((1, 1.0), (20, 1.05), noise=0.002)
+    noise = np.full(len(values), 0.002)
+    assert all(found(values[:points], noise=noise[:points]) == [1] for points in range(2, len(values)))
+
+
+@pytest.mark.parametrize("step, share", [(1.032, 0.25), (1.04, 0.75), (1.05, 0.9)])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 4), (1, 12), (4, 1), (10, 1), (30, 1)])
+def test_how_often_one_point_shows_a_step(lengths: tuple[int, int], step: float, share: float) -> None:
+    before, after = lengths
+    own = np.full(before + after, 0.002)
+    all_found = [found(series((before, 1.0), (after, step), noise=0.002, seed=seed), noise=own) for seed in range(60)]
+    assert sum(one == [before] for one in all_found) >= 60 * share
+
+
+@pytest.mark.parametrize("own, expected", [(0.002, [1]), (0.004, [])])
+def test_what_processes_differ_in_joins_the_points_own_noise(own: float, expected: list[int]) -> None:
+    """Five deviations of 0.4 % twice are 2.8 %, with the policy's 0.3 % for each process 3.5 %."""
+    assert RULE.process_noise == 0.003
+    assert found(np.array([1.0, 1.033]), noise=np.full(2, own)) == expected
+
+
+def test_the_noise_of_the_series_joins_that_of_its_points() -> None:
+    alarms = sum(len(found(series((12, 1.0), (1, 1.05), noise=0.01, seed=seed))) for seed in range(20))
+    assert alarms <= 1
+    assert all(found(series((12, 1.0), (1, 1.2), noise=0.01, seed=seed)) == [12] for seed in range(20))
+
+
+@pytest.mark.parametrize("own", [0.0, 0.01])
+def test_the_interval_of_two_points_is_that_of_their_noise(own: float) -> None:
+    (point,) = detect(np.array([1.0, 1.2]), RULE, noise=np.full(2, own))
+    half = 2.5 * math.sqrt(2 * (own**2 + RULE.process_noise**2))
+    assert math.log(point.high / point.low) == pytest.approx(2 * half)
+
+
+def test_a_step_in_two_parts_is_one() -> None:
+    assert found(series((10, 1.0), (1, 1.05), (12, 1.10), noise=0.001)) == [10]
 
 
 def test_a_staircase_of_single_points() -> None:
@@ -104,11 +150,34 @@ def test_the_last_point_of_a_series_with_outliers_is_no_step() -> None:
     assert found(values) == []
 
 
+@pytest.mark.parametrize(
+    "levels, share",
+    [
+        ([(20, 1.0), (6, 1.03), (20, 1.06)], 0.95),
+        ([(20, 1.0), (6, 1.03), (20, 1.0)], 0.95),
+        ([(15, 1.0), (5, 1.02), (5, 1.04), (15, 1.06)], 0.4),
+    ],
+)
+def test_short_levels_between_others(levels: list[tuple[int, float]], share: float) -> None:
+    """Found with every change at its very commit, and no other."""
+    places = list(np.cumsum([points for points, _ in levels])[:-1])
+    assert sum(found(series(*levels, noise=0.004, seed=seed)) == places for seed in range(60)) >= 60 * share
+
+
+def test_the_range_holds_the_commit() -> None:
+    points = [detect(series((20, 1.0), (20, 1.01), noise=0.004, seed=seed), RULE)[:1] for seed in range(200)]
+    there = [point for one in points for point in one]
+    assert len(there) >= 180
+    assert sum(point.earliest <= 20 <= point.latest for point in there) >= 0.9 * len(there)
+    assert sum(point.earliest == point.latest for point in there) >= 0.2 * len(there)  # and is no wider than it must
+
+
 def test_no_step_is_smaller_than_what_counts() -> None:
     """However it was found: in view of another it may have looked larger."""
     for seed in range(30):
-        values = series(*[(60, 1.0 + 0.03 * (number % 2)) for number in range(12)], noise=0.004, seed=seed)
-        assert min(abs(math.log(point.ratio)) for point in detect(values, RULE)) >= RULE.relevant_change
+        for levels in ([(60, 1.0 + 0.03 * (number % 2)) for number in range(12)], [(20, 1.0), (6, 1.03), (20, 1.06)]):
+            points = detect(series(*levels, noise=0.004, seed=seed), RULE)
+            assert min(abs(math.log(point.ratio)) for point in points) >= RULE.relevant_change
 
 
 def test_gaps_are_kept_in_the_counting() -> None:

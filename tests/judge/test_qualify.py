@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from judge.test_history import refuse_to_list, write
 
 from ci import __main__ as command
-from ci import policy, qualify
+from ci import changepoint, docs, drill, policy, qualify
 from ci.changepoint import Values
 from ci.results import Unreadable
 
@@ -26,40 +28,101 @@ PUBLIC = [
 
 
 def generated(count: int, noise: float = 0.004, points: int = 22, seed: int = 0) -> list[Values]:
-    """Quiet series with the noise that runs of one commit on an H100 have, heavy tails and a few outliers."""
+    """Quiet series, no quieter than fresh processes of one commit on an H100; heavy tails and a few outliers."""
     random = np.random.default_rng(seed)
     made = np.exp(random.standard_t(4, (count, points)) * noise / np.sqrt(2))
     made[random.random(made.shape) < 0.01] *= 1.1
     return list(made)
 
 
-def passes(found: dict[str, Any]) -> bool:
-    """The bar: 2 % with 12 points after it, false alarms, location."""
-    (step,) = (one["quiet"] for one in found["steps"] if (one["step"], one["after"]) == (0.02, 12))
-    quiet = found["points_per_alarm"] is None or found["points_per_alarm"] >= 500
-    return bool(quiet and step["found"] >= 0.9 * step["planted"] > 0 and step["located"] >= 0.8 * step["found"])
+@dataclass(frozen=True)
+class Bar:
+    """What a detector must reach on a set.
+
+    Args:
+        points_per_alarm: at least. found: by step, at least this share of those with 12 points after it.
+        located: at least this share of those found, within a point.
+    """
+
+    points_per_alarm: float
+    found: dict[float, float]
+    located: float
+
+    def passed(self, reached: dict[str, Any]) -> bool:
+        per_alarm = reached["points_per_alarm"]
+        steps = {one["step"]: one["quiet"] for one in reached["steps"] if one["after"] == 12}
+        return (per_alarm is None or per_alarm >= self.points_per_alarm) and all(
+            steps[step]["found"] >= share * steps[step]["planted"] > 0
+            and steps[step]["located"] >= self.located * steps[step]["found"]
+            for step, share in self.found.items()
+        )
 
 
-def test_ours_passes_on_noise_like_ours() -> None:
-    assert passes(qualify.qualify(generated(60), qualify.ours(RULE), orders=4))
+PROMISED = Bar(500, {0.02: 0.9}, 0.8)
+# Generated noise is milder than that of the public set, and always the same: these are a little below what ours reaches
+# on it (1,630; 86 %, 100 %; 97 %), so that no rule can get weaker unnoticed.
+REACHED = Bar(1500, {0.01: 0.82, 0.02: 0.97}, 0.95)
+
+
+def reached(detector: qualify.Detector) -> dict[str, Any]:
+    return qualify.qualify(generated(200), detector, orders=10)
+
+
+def test_the_generated_noise_is_that_of_fresh_processes() -> None:
+    """Medians of base's blocks, a process each, around those of all processes of a case."""
+    by_case: dict[str, list[float]] = {}
+    for line in drill.read(docs.DRILLS / "h100-sxm.jsonl"):
+        for case in line["cases"] if line["plant"] == drill.NOTHING else []:
+            medians = [value for block in drill.blocks_of(case) if (value := block.base.median()) is not None]
+            by_case.setdefault(case["id"], []).append(math.log(float(np.median(medians))))
+    recorded = np.concatenate([np.array(logs) - np.median(logs) for logs in by_case.values() if len(logs) >= 8])
+    made = np.log(np.concatenate(generated(200)))
+    assert len(recorded) >= 100
+    assert np.median(np.abs(made)) >= np.median(np.abs(recorded))
+    assert np.quantile(np.abs(made), 0.99) >= np.quantile(np.abs(recorded), 0.99)
+    assert RULE.process_noise >= 1.4826 * np.median(np.abs(recorded))
+
+
+def test_ours_reaches_on_generated_noise_what_it_did() -> None:
+    found = reached(qualify.ours(RULE))
+    assert PROMISED.passed(found) and REACHED.passed(found)
 
 
 @pytest.mark.parametrize(
-    "weaker",
+    "changed",
     [
-        lambda series: qualify.asv_steps(series, least=0.05),
-        qualify.ours(replace(RULE, false_alarms=0.3, least_t=1.0, drift_odds=1.0)),
-        qualify.ours(replace(RULE, relevant_change=0.03)),
+        {"false_alarms": 3 * RULE.false_alarms},
+        {"false_alarms": 1.0},  # no order of the values refutes a step
+        {"false_alarms": RULE.false_alarms / 3},
+        {"least_t": 5.5},
+        {"drift_odds": 60.0},
+        {"relevant_change": 0.03},
     ],
 )
-def test_a_weaker_detector_does_not_pass(weaker: qualify.Detector) -> None:
-    assert not passes(qualify.qualify(generated(60), weaker, orders=4))
+def test_other_thresholds_do_not_pass(changed: dict[str, float]) -> None:
+    assert not REACHED.passed(reached(qualify.ours(replace(RULE, **changed))))
+
+
+def test_without_taming_outliers_it_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changepoint, "_tame", np.copy)
+    assert not REACHED.passed(reached(qualify.ours(RULE)))
+
+
+def test_a_point_beside_it_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    located = changepoint._located
+    monkeypatch.setattr(changepoint, "_located", lambda x, cuts: [min(cut + 1, len(x) - 1) for cut in located(x, cuts)])
+    assert not REACHED.passed(reached(qualify.ours(RULE)))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.05])
+def test_asvs_own_detection_keeps_no_promise(least: float) -> None:
+    assert not PROMISED.passed(reached(functools.partial(qualify.asv_steps, least=least)))
 
 
 @pytest.mark.skipif(not PUBLIC, reason="no public histories beside the project")
-def test_ours_passes_on_public_histories() -> None:
+def test_ours_keeps_its_promise_on_public_histories() -> None:
     series = qualify.read(PUBLIC[0])["liger_h100_speed.csv"]
-    assert passes(qualify.qualify(series, qualify.ours(RULE), orders=4))
+    assert PROMISED.passed(qualify.qualify(series, qualify.ours(RULE), orders=4))
 
 
 def test_what_is_planted_is_counted() -> None:
