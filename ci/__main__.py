@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _judge(options: argparse.Namespace) -> int:
     # Whoever reads the file after a run that ends in an error must not take the run before for its result.
-    options.output.unlink(missing_ok=True)
+    if options.output.is_file():
+        options.output.unlink()
     if not options.results.is_dir():
         raise UsageError(f"results: expected a folder, got {options.results}")
     acknowledged = alerts.read_acknowledged(options.acknowledged)

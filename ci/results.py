@@ -222,7 +222,10 @@ def evidence_of(base: Run, head: Run) -> list[Evidence]:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Writes a file whole or not at all: a temporary file beside it, then a rename."""
+    """Writes a file whole or not at all: a temporary file beside it, then a rename. A device or pipe is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(content, encoding="utf-8")
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -8,6 +8,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ci import __main__ as command
 from ci import history
 from ci.results import Unreadable
 
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b"]
 
 
@@ -219,8 +222,18 @@ def test_no_alerts_of_an_earlier_run_stay_after_an_error(given: str, tmp_path: P
     assert not output.exists()
 
 
+def test_alerts_go_into_a_pipe_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path / "results", "a" * 40, 1, {"t": [[1.0], [], "v"]})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command_ = [sys.executable, "-m", "ci", "judge", str(tmp_path / "results"), "--output", str(pipe)]
+    with subprocess.Popen(command_, cwd=ROOT, stdout=subprocess.DEVNULL) as running:
+        assert json.loads(pipe.read_text()) == {"schema": 1, "alerts": []}
+    assert running.returncode == 0 and pipe.is_fifo()
+
+
 def test_git_ignores_the_alerts_of_the_documented_command(tmp_path: Path) -> None:
-    ignored = shutil.copy(Path(__file__).resolve().parents[2] / ".gitignore", tmp_path)
+    ignored = shutil.copy(ROOT / ".gitignore", tmp_path)
     (tmp_path / "alerts.json").write_text("{}")
     assert project_files(tmp_path) == [Path(ignored)]
 
