@@ -31,7 +31,6 @@ export FLASH_DSA_TARGETS
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 LIBRARY := flash_dsa/libflash_dsa.so
-SOURCES := kernels flash_dsa setup.py pyproject.toml README.md LICENSE MANIFEST.in
 # Of this tree's own repository: a copy without one may lie inside another.
 HEAD     = $(shell test ! -e .git || git rev-parse --verify --quiet HEAD)
 COMMIT   = $(or $(FLASH_DSA_COMMIT),$(HEAD))
@@ -60,7 +59,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all all-targets check pr-check drill qualify publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -186,7 +185,7 @@ test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests 
 	$(if $(SIDE_BY_SIDE),OMP_NUM_THREADS=$$(($$(nproc) / $(TEST_JOBS)))) FLASH_DSA_REQUIRE_GPU=$(GPU) \
 	    JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow" --junitxml=build/junit.xml
 
-test-all: check test all-targets ## and all targets compiled, and the slow tests
+test-all: check test wheel ## and a wheel with all targets, and the slow tests
 	$(PY) -m pytest -m slow
 
 # PyPI's nvcc, in a folder of its own: in .venv its CUDA runtime could replace torch's.
@@ -195,24 +194,23 @@ build/nvcc/ready: requirements-nvcc.txt $(VENV)/ready
 	$(PIP) install --target $(@D) --requirement requirements-nvcc.txt
 	@touch $@
 
-# Whether setup.py finds an nvcc that knows every architecture, and what a library with all targets says of itself.
+# Whether setup.py finds an nvcc that knows every architecture.
 COMPLETE_NVCC := import setup, sys; path = setup.find_nvcc(); \
     sys.exit(not path or not setup.inspect_nvcc(path).architectures >= set(setup.SM80_ARCHITECTURES))
-ALL_TARGETS   := import setup; assert not any(map(setup.sources_of, ["sm90a", "sm100f"])), "name them here"; \
-    print("cpu, sm80 (" + " ".join(setup.SM80_ARCHITECTURES) + ")")
+SDIST := from setuptools import build_meta; build_meta.build_sdist("dist")
 
-# In a copy: the incremental build of the working tree stays as it is.
-all-targets: $(VENV)/ready
-	rm -rf build/all-targets && mkdir -p build/all-targets/source
-	cp --recursive --parents --target-directory=build/all-targets/source $(SOURCES)
-	cd build/all-targets/source && rm -f $(LIBRARY) flash_dsa/_build_info.py flash_dsa/_fingerprint.json
+# The wheel is made from the archive, outside this tree: so both are complete, and the build in place stays as it is.
+wheel: $(VENV)/ready ## dist/: a source archive, and made from it one wheel with all targets
+	rm -rf dist
+	@$(PY) -c '$(SDIST)' > /dev/null
 	@$(PY) -c '$(COMPLETE_NVCC)' || { echo "no nvcc here for all targets: taking PyPI's"; \
 	    $(MAKE) --no-print-directory build/nvcc/ready && \
 	    export CUDA_HOME=$$(echo $(CURDIR)/build/nvcc/nvidia/cu*); } || exit 1; \
-	FLASH_DSA_TARGETS=all $(PIP) install --no-build-isolation --no-deps --target build/all-targets/site build/all-targets/source
-	@expected=$$($(PY) -c '$(ALL_TARGETS)') && cd build/all-targets/site && said=$$(../../../$(PY) -m flash_dsa) && \
-	echo "$$said" && got=$$(echo "$$said" | sed -n 's/^targets *//p') && test "$$got" = "$$expected" || { \
-	    echo "make all-targets: targets expected: $$expected, got: $$got"; exit 1; }
+	FLASH_DSA_TARGETS=all $(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
+	@du --bytes dist/* | awk '{ printf "%s %.1f MB\n", $$2, $$1 / 1e6 }'
+
+test-wheel: env ## the wheel in dist/, as it installs where there is neither compiler nor GPU
+	$(PY) -m pytest tests/test_wheel.py
 
 check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -m ruff check

@@ -23,6 +23,7 @@ from types import ModuleType
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # reads the licence fields of pyproject.toml, and makes wheels
     raise SystemExit(f"\nflash_dsa: setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'\n")
@@ -32,6 +33,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 ROOT = Path(__file__).resolve().parent
 KERNELS = ROOT / "kernels"
 EXPORTS = KERNELS / "exports.map"
+ORIGIN = "ORIGIN"  # file in a source archive alone: its version and commit
 BUILD = ROOT / "build" / "native"  # one folder in it per choice of targets
 
 OLDEST_TORCH = (2, 10)
@@ -409,18 +411,52 @@ def ninja_command() -> list[str]:
     raise BuildError("ninja is missing: pip install ninja")
 
 
-def commit_built() -> str:
-    """FLASH_DSA_COMMIT says it in a copy without git, which may lie inside another repository."""
-    named = os.environ.get("FLASH_DSA_COMMIT")
-    if named or not (ROOT / ".git").exists():
-        return named or "unknown"
+def git(*arguments: str) -> str | None:
+    """What git says of this tree; None without an answer, and in a copy, which may lie inside another repository."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         result = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "--no-optional-locks", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
         )
     except OSError:
-        return "unknown"
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def origin() -> tuple[str, str] | None:
+    """Version and commit that a source archive was made from; None where this tree is not out of one."""
+    if (ROOT / ".git").exists() or not (ROOT / ORIGIN).exists():
+        return None
+    version, _, commit = (ROOT / ORIGIN).read_text().strip().partition(" ")
+    return version, commit
+
+
+def commit_built() -> str:
+    """FLASH_DSA_COMMIT says it in a copy that knows none."""
+    named = os.environ.get("FLASH_DSA_COMMIT")
+    return named or (origin() or ("", ""))[1] or git("rev-parse", "HEAD") or "unknown"
+
+
+def version_built() -> str:
+    """By git's tags: 1.2.3 at v1.2.3, 1.2.4.dev5+g0123456789ab five commits later. No tag counts as v0.0.0."""
+    made_from = origin()
+    if made_from:
+        return made_from[0]
+    commit = commit_built()
+    count = git("rev-list", "--count", "HEAD")
+    if count is None:
+        return "0.0.0+" + ("unknown" if commit == "unknown" else f"g{commit[:12]}")
+    described = git("describe", "--tags", "--long", "--abbrev=12", "--dirty=.dirty", "--match=v[0-9]*")
+    if described is None:
+        described = f"v0.0.0-{count}-g" + (git("describe", "--always", "--abbrev=12", "--dirty=.dirty", "--exclude=*") or "")
+    parts = re.fullmatch(r"v(\d+)\.(\d+)\.(\d+)-(\d+)-(g[0-9a-f]+(\.dirty)?)", described)
+    if not parts:
+        raise BuildError(f"the tag of a version is expected to be like v1.2.3, got {described.rsplit('-', 2)[0]}")
+    major, minor, patch, later = (int(part) for part in parts.groups()[:4])
+    if not later and not parts[6]:
+        return f"{major}.{minor}.{patch}"
+    return f"{major}.{minor}.{patch + 1}.dev{later}+{parts[5]}"
 
 
 def fingerprint_of(plan: Plan) -> str:
@@ -448,7 +484,7 @@ def build_library() -> tuple[Path, dict[str, str]]:
     nvcc = f"nvcc {plan.nvcc.release[0]}.{plan.nvcc.release[1]}" if plan.nvcc and len(plan.targets) > 1 else "no nvcc"
     info = (
         '"""Written by setup.py: where this build came from."""\n\n'
-        f"commit = {commit_built()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
+        f"version = {version_built()!r}\ncommit = {commit_built()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
     )
     return plan.folder / "libflash_dsa.so", {"_build_info.py": info, "_fingerprint.json": fingerprint_of(plan)}
 
@@ -492,8 +528,17 @@ class AnyPythonWheel(bdist_wheel):
         return "py3", "none", sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
+class SourceArchive(sdist):
+    """Says in a file which version and commit it holds, since git does not come along."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        (Path(base_dir) / ORIGIN).write_text(f"{version_built()} {commit_built()}\n")
+
+
 if __name__ == "__main__":
     setup(
+        version=version_built(),
         ext_modules=[Extension("flash_dsa.libflash_dsa", sources=[])],
-        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel, "sdist": SourceArchive},
     )

@@ -14,8 +14,7 @@ from flash_dsa.interface import (
     get_mla_metadata,
     target_of,
 )
-
-__version__ = "0.1.0"
+from flash_dsa.library import __version__
 
 __all__ = [
     "__version__",

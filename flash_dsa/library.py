@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 _library = _load(LIBRARY_PATH)
+# Written by the build beside the library, so it is looked for after it.
+__version__: str = importlib.import_module("flash_dsa._build_info").version
 
 
 def _ask(question: Callable[..., int], *arguments: object) -> str:

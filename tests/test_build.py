@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -277,6 +278,56 @@ def test_a_copy_inside_another_repository_is_not_its_commit(
     assert build.commit_built() == "unknown"
     monkeypatch.setattr(build, "ROOT", tmp_path)
     assert len(build.commit_built()) == 40
+
+
+@pytest.fixture
+def repository(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Runs git in a repository with one commit, which the build takes for its own."""
+    monkeypatch.delenv("FLASH_DSA_COMMIT", raising=False)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "file").touch()
+    git("add", "file")
+    git("commit", "--quiet", "--message", "one")
+    return git
+
+
+def test_the_version_is_that_of_the_tag_or_leads_to_the_next(
+    build: ModuleType, repository: Callable[..., str], tmp_path: Path
+) -> None:
+    assert build.version_built() == f"0.0.1.dev1+g{repository('rev-parse', 'HEAD')[:12]}"
+    repository("tag", "v1.2.3")
+    repository("tag", "reviewed")
+    assert build.version_built() == "1.2.3"
+    repository("commit", "--quiet", "--allow-empty", "--message", "two")
+    head = repository("rev-parse", "HEAD")[:12]
+    assert build.version_built() == f"1.2.4.dev1+g{head}"
+    (tmp_path / "file").write_text("changed")
+    assert build.version_built() == f"1.2.4.dev1+g{head}.dirty"
+
+
+def test_a_tag_that_is_no_version_is_an_error(build: ModuleType, repository: Callable[..., str]) -> None:
+    repository("tag", "v1-final")
+    with pytest.raises(SystemExit, match=r"expected to be like v1\.2\.3, got v1-final"):
+        build.version_built()
+
+
+def test_what_is_not_in_git_has_the_version_it_was_given(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.delenv("FLASH_DSA_COMMIT", raising=False)
+    assert (build.version_built(), build.commit_built()) == ("0.0.0+unknown", "unknown")
+    monkeypatch.setenv("FLASH_DSA_COMMIT", "0123456789" * 4)
+    assert build.version_built() == "0.0.0+g012345678901"
+    monkeypatch.delenv("FLASH_DSA_COMMIT")
+    (tmp_path / "ORIGIN").write_text(f"1.2.3 {'ab' * 20}\n")
+    assert (build.version_built(), build.commit_built()) == ("1.2.3", "ab" * 20)
 
 
 @pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "riscv64")])
