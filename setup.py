@@ -447,9 +447,9 @@ def version_built() -> str:
     count = git("rev-list", "--count", "HEAD")
     if count is None:
         return "0.0.0+" + ("unknown" if commit == "unknown" else f"g{commit[:12]}")
-    described = git("describe", "--tags", "--long", "--abbrev=12", "--dirty=.dirty", "--match=v[0-9]*")
-    if described is None:
-        described = f"v0.0.0-{count}-g" + (git("describe", "--always", "--abbrev=12", "--dirty=.dirty", "--exclude=*") or "")
+    words = ("--abbrev=12", "--dirty=.dirty")
+    described = git("describe", *words, "--tags", "--long", "--match=v[0-9]*")
+    described = described or f"v0.0.0-{count}-g{git('describe', *words, '--always', '--exclude=*')}"
     parts = re.fullmatch(r"v(\d+)\.(\d+)\.(\d+)-(\d+)-(g[0-9a-f]+(\.dirty)?)", described)
     if not parts:
         raise BuildError(f"the tag of a version is expected to be like v1.2.3, got {described.rsplit('-', 2)[0]}")
@@ -482,10 +482,9 @@ def build_library() -> tuple[Path, dict[str, str]]:
     if built.returncode != 0:
         raise BuildError("the build failed: the compiler's message is above")
     nvcc = f"nvcc {plan.nvcc.release[0]}.{plan.nvcc.release[1]}" if plan.nvcc and len(plan.targets) > 1 else "no nvcc"
-    info = (
-        '"""Written by setup.py: where this build came from."""\n\n'
-        f"version = {version_built()!r}\ncommit = {commit_built()!r}\ncompiler = {nvcc!r}\ntorch_headers = {torch_version!r}\n"
-    )
+    facts = {"version": version_built(), "commit": commit_built(), "compiler": nvcc, "torch_headers": torch_version}
+    info = '"""Written by setup.py: where this build came from."""\n\n'
+    info += "".join(f"{name} = {value!r}\n" for name, value in facts.items())
     return plan.folder / "libflash_dsa.so", {"_build_info.py": info, "_fingerprint.json": fingerprint_of(plan)}
 
 

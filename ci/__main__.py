@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ci import alerts, docs, history, policy, pull_request, qualify, report, results, verdict
 from ci import drill as drills
+from ci.arguments import Parser
 
 
 class UsageError(Exception):
@@ -41,14 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verdict.USAGE
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.print_usage(sys.stderr)
-        self.exit(verdict.USAGE, f"{self.prog}: {message}\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m ci", description="Judges measurements of two commits and reports on them.")
+def _parser() -> Parser:
+    parser = Parser(prog="python -m ci", description="Judges measurements of two commits and reports on them.")
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="render a verdicts.json as markdown, or the numbers of docs/judging.md")
     report.add_argument("file", type=Path, nargs="?", help="verdicts.json; base.json and head.json beside it are used")

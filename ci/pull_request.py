@@ -384,18 +384,23 @@ def _conclude(sides: Mapping[str, Checked], output: Path, options: Options, poli
             side.failures["build"] = {"reason": Reason.BUILD.value, "detail": side.failure}
         results.write_atomically(output / f"{name}.json", json.dumps(_document(side, hashes[name], known), indent=1))
     runs = {name: results.read_run(output / f"{name}.json") for name in SIDES}
-    evidence = results.evidence_of(runs["base"], runs["head"])
-    verdicts = results.Verdicts(
-        sides["base"].commit,
-        sides["head"].commit,
-        str(known.get("environment", {}).get("gpu") or known.get("environment", {}).get("cpu") or "unknown"),
-        str(known.get("protocol", "none")),
-        tuple(judge(evidence, policy)),
-    )
+    verdicts = judge_sides(runs["base"], runs["head"], policy)
     results.write_verdicts(output / "verdicts.json", verdicts)
     text = report.render(report.Report(verdicts, runs["base"], runs["head"], policy))
     results.write_atomically(output / "report.md", text)
     return verdicts
+
+
+def judge_sides(base: results.Run, head: results.Run, policy: Policy) -> results.Verdicts:
+    """The verdicts that two sides' files give."""
+    environment = base.environment or head.environment
+    return results.Verdicts(
+        base.commit,
+        head.commit,
+        str(environment.get("gpu") or environment.get("cpu") or "unknown"),
+        base.protocol,
+        tuple(judge(results.evidence_of(base, head), policy)),
+    )
 
 
 def _document(side: Checked, suite: str, known: Message) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `make wheel` left in dist/: complete archives, and a wheel that works where there is neither compiler nor GPU."""
+"""What `make wheel` left in dist/: complete archives, and a wheel that needs neither compiler nor GPU."""
 
 from __future__ import annotations
 
