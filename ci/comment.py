@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ci import policy, report, results, verdict
+from ci import github, policy, report, results, verdict
 from ci.arguments import Parser
 from ci.markdown import code
 from ci.policy import Policy
@@ -35,7 +34,6 @@ ARCHIVE_BYTES = 16 << 20
 MEMBER_BYTES = 32 << 20  # unpacked
 MEMBERS = ("base.json", "head.json")
 MARKER = "<!-- flash_dsa pr-check -->"  # by which the comment is found again
-AUTHOR = "github-actions[bot]"
 # What measures and builds: a pull request that changes it may have changed its own numbers.
 RULER = ("asv_bench/", "ci/", "tests/benchmarks/", ".github/", "Makefile", "setup.py", "pyproject.toml", "requirements")
 FILES_MAX = 300  # that GitHub lists of a comparison
@@ -45,7 +43,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
 
 
 class CommentError(RuntimeError):
-    """No comment can be made: the event is none of ours, or GitHub did not answer. Exit code 3."""
+    """No comment can be made: the event is none of ours. Exit code 3."""
 
 
 class Untrusted(RuntimeError):
@@ -114,12 +112,12 @@ def pull_requests(event: Event) -> list[PullRequest]:
     owner = event.source.partition("/")[0]
     query = f"state=open&per_page=100&head={quote(owner, safe='')}:{quote(event.branch, safe='')}"
     found = []
-    for one in _ask(f"repos/{event.repository}/pulls?{query}"):
+    for one in github.ask(f"repos/{event.repository}/pulls?{query}"):
         head = one["head"]
         if head["sha"] != event.head or (head["repo"] or {}).get("full_name") != event.source:
             continue
         pair = f"{one['base']['sha']}...{event.head}"
-        compared = _ask(f"repos/{event.repository}/compare/{pair}?per_page=1")
+        compared = github.ask(f"repos/{event.repository}/compare/{pair}?per_page=1")
         changed = [file["filename"] for file in compared["files"]]
         ruler = tuple(sorted(name for name in changed if name.startswith(RULER)))
         base = compared["merge_base_commit"]["sha"]
@@ -133,14 +131,14 @@ def archive_of(event: Event) -> bytes:
     Raises:
         Untrusted: when there is none, or it is too large.
     """
-    listed = _ask(f"repos/{event.repository}/actions/runs/{event.run}/artifacts?per_page=100&name={ARTIFACT}")
+    listed = github.ask(f"repos/{event.repository}/actions/runs/{event.run}/artifacts?per_page=100&name={ARTIFACT}")
     found = [one for one in listed["artifacts"] if one["name"] == ARTIFACT and not one["expired"]]
     if not found:
         raise Untrusted(f"the run left no {ARTIFACT}")
     newest = max(found, key=lambda one: int(one["id"]))
     if newest["size_in_bytes"] > ARCHIVE_BYTES:
         raise Untrusted(f"{ARTIFACT}: expected at most {ARCHIVE_BYTES >> 20} MiB, got {newest['size_in_bytes'] >> 20}")
-    return _gh(f"repos/{event.repository}/actions/artifacts/{int(newest['id'])}/zip")
+    return github.call(f"repos/{event.repository}/actions/artifacts/{int(newest['id'])}/zip")
 
 
 def read_archive(content: bytes) -> tuple[results.Run, results.Run]:
@@ -218,32 +216,15 @@ def _warning(pull: PullRequest) -> str:
 def post(event: Event, number: int, body: str) -> None:
     """Updates the comment that an earlier check left on a pull request, or adds one."""
     comments = f"repos/{event.repository}/issues/{number}/comments"
-    pages = _ask(f"{comments}?per_page=100", "--paginate", "--slurp")
     ours = [
         int(one["id"])
-        for page in pages
-        for one in page
-        if one["user"] and one["user"]["login"] == AUTHOR and (one["body"] or "").startswith(MARKER)
+        for one in github.ask_all(f"{comments}?per_page=100")
+        if one["user"] and one["user"]["login"] == github.AUTHOR and (one["body"] or "").startswith(MARKER)
     ]
-    content = json.dumps({"body": body}).encode()
     if ours:
-        _gh(f"repos/{event.repository}/issues/comments/{ours[0]}", "--method", "PATCH", "--input", "-", content=content)
+        github.write(f"repos/{event.repository}/issues/comments/{ours[0]}", {"body": body}, "PATCH")
     else:
-        _gh(comments, "--method", "POST", "--input", "-", content=content)
-
-
-def _gh(path: str, *options: str, content: bytes = b"") -> bytes:
-    try:
-        done = subprocess.run(["gh", "api", path, *options], input=content, capture_output=True)
-    except OSError as error:
-        raise CommentError(f"gh: {error}") from error
-    if done.returncode:
-        raise CommentError(f"gh api {path}: {done.stderr.decode(errors='replace')[:300].strip()}")
-    return done.stdout
-
-
-def _ask(path: str, *options: str) -> Any:
-    return json.loads(_gh(path, *options))
+        github.write(comments, {"body": body}, "POST")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -259,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _comment(read_event(json.loads(Path(options.event).read_text(encoding="utf-8"))), options.show)
-    except (CommentError, policy.PolicyError, OSError, ValueError) as error:
+    except (CommentError, github.GitHubError, policy.PolicyError, OSError, ValueError) as error:
         print(f"ci.comment: {code(error, 400)}", file=sys.stderr)
         return verdict.USAGE
 

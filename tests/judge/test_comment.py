@@ -20,6 +20,7 @@ from judge import invented
 from judge.test_report import HOSTILE, compare_with_golden
 
 from ci import comment
+from ci.github import AUTHOR
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, HEAD = "a" * 40, "b" * 40
@@ -143,8 +144,8 @@ def test_our_comment_is_updated_and_nobody_elses(github: GitHub) -> None:
     github.comments = [
         {"id": 1, "user": {"login": "guest"}, "body": text},
         {"id": 2, "user": None, "body": text},
-        {"id": 3, "user": {"login": comment.AUTHOR}, "body": "of another job"},
-        {"id": 4, "user": {"login": comment.AUTHOR}, "body": text},
+        {"id": 3, "user": {"login": AUTHOR}, "body": "of another job"},
+        {"id": 4, "user": {"login": AUTHOR}, "body": text},
     ]
     assert github.comment() == 0
     assert github.written[:2] == ("PATCH", "repos/owner/flash_dsa/issues/comments/4")

@@ -1,0 +1,203 @@
+"""The branch `records`: what GPU runners measured, kept by git without being part of the code.
+
+A runner may not write to the repository. It leaves the results of one commit in a folder (`collect`); a job that may
+write takes of them what has the name, the form and the commit of a result (`keep`). The branch has the form of
+`asv_bench/results`, into which `restore` puts it. The branch that is checked out is never touched. `python -m
+ci.records` needs the standard library and git alone, so that job installs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ci import verdict
+from ci.arguments import Parser
+from ci.results import Unreadable, load, read_text
+
+BRANCH = "records"
+RESULTS = Path("asv_bench/results")
+_MACHINE = re.compile(r"(?!local-)[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+_RESULT = re.compile(r"([0-9a-f]{8})-[A-Za-z0-9._-]{1,120}\.json")
+_TELEMETRY = re.compile(r"([0-9a-f]{40})\.telemetry\.jsonl")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_IDENTITY = {f"GIT_{who}_{what}": "flash_dsa" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+class RecordsError(RuntimeError):
+    """Nothing can be collected, kept or restored. Exit code 3."""
+
+
+def collect(results: Path, machine: str, commit: str, output: Path) -> list[Path]:
+    """Copies what a machine measured of a commit, and what asv knows of both, into `output/<machine>/`.
+
+    Raises:
+        RecordsError: when there is no result of the commit.
+    """
+    folder = results / machine
+    found = [*sorted(folder.glob(f"{commit[:8]}-*.json")), folder / f"{commit}.telemetry.jsonl"]
+    if not all(path.is_file() for path in found) or len(found) < 2:
+        raise RecordsError(f"{folder}: expected results of {commit} with their telemetry, got none")
+    shutil.rmtree(output, ignore_errors=True)
+    (output / machine).mkdir(parents=True)
+    return [Path(shutil.copy(path, output / machine)) for path in [*found, folder / "machine.json"]]
+
+
+def keep(folder: Path, push: bool = False) -> list[str]:
+    """Commits the results below a folder to the branch; a folder with `machine.json` is a machine's.
+
+    Args:
+        folder: with what runners left, at any depth. push: whether the branch is then pushed to `origin`.
+    Returns:
+        The paths on the branch.
+    Raises:
+        RecordsError: when a name or a commit is none of ours. results.Unreadable: when a file is no result.
+    """
+    found: dict[str, Path] = {}
+    commits: set[str] = set()
+    for path in sorted(folder.rglob("machine.json")):
+        commits |= _read_machine(path.parent, found)
+    if not commits:
+        raise RecordsError(f"{folder}: expected results with a machine.json beside them, got none")
+    if push:
+        _git("fetch", "--quiet", "origin", f"+refs/heads/{BRANCH}*:refs/remotes/origin/{BRANCH}*")
+    parent = _tip()
+    message = f"{', '.join(sorted({name.partition('/')[0] for name in found}))} at {', '.join(sorted(commits))}"
+    made = _commit(found, parent, message)
+    _git("update-ref", f"refs/heads/{BRANCH}", made)
+    if push:
+        _git("push", "--quiet", "origin", f"{made}:refs/heads/{BRANCH}")
+    return sorted(found)
+
+
+def restore(results: Path) -> int:
+    """Puts the branch's files into a results tree; returns how many. None where there is no branch yet."""
+    tip = _tip()
+    if tip is None:
+        return 0
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", tip))) as archive:
+        members = [member for member in archive.getmembers() if member.isfile()]
+        for member in members:
+            if not _is_ours(member.name):
+                raise RecordsError(f"{BRANCH}: expected <machine>/<file of asv>, got {member.name!r}")
+            content = archive.extractfile(member)
+            assert content is not None  # a regular file
+            path = results / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.read())
+    return len(members)
+
+
+def _is_ours(name: str) -> bool:
+    machine, _, file = name.partition("/")
+    known = file == "machine.json" or _RESULT.fullmatch(file) or _TELEMETRY.fullmatch(file)
+    return bool(_MACHINE.fullmatch(machine) and known)
+
+
+def _read_machine(folder: Path, found: dict[str, Path]) -> set[str]:
+    """Reads everything in a machine's folder; puts its files by their paths on the branch, and returns the commits."""
+    commits = set()
+    for path in sorted(folder.iterdir()):
+        name = f"{folder.name}/{path.name}"
+        if not _is_ours(name) or path.is_symlink():
+            raise RecordsError(f"{path}: expected <machine>/<file of asv>, got {name!r}")
+        commit = None if path.name == "machine.json" else _commit_of(path)
+        if commit:
+            _git("cat-file", "-e", f"{commit}^{{commit}}")
+            commits.add(commit)
+        else:
+            load(path)
+        found[name] = path
+    return commits
+
+
+def _commit_of(path: Path) -> str:
+    """The commit that a file of results or telemetry is of; its content must be of it, and readable."""
+    telemetry = _TELEMETRY.fullmatch(path.name)
+    if telemetry:
+        try:
+            lines = [json.loads(line) for line in read_text(path).splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(f"{path}: {error}") from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise Unreadable(f"{path}: expected a table in each line")
+        return telemetry[1]
+    commit = load(path).get("commit_hash")
+    if not (isinstance(commit, str) and _COMMIT.fullmatch(commit) and path.name.startswith(commit[:8])):
+        raise Unreadable(f"{path}: commit_hash: expected that of the file's name, got {str(commit)[:40]!r}")
+    return commit
+
+
+def _tip() -> str | None:
+    """The branch as `origin` has it, or as it is here."""
+    for name in (f"refs/remotes/origin/{BRANCH}", f"refs/heads/{BRANCH}"):
+        done = subprocess.run(["git", "rev-parse", "--verify", "--quiet", name], capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return None
+
+
+def _commit(files: dict[str, Path], parent: str | None, message: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        if parent:
+            _git("read-tree", parent, **index)
+        for name, path in sorted(files.items()):
+            blob = _git("hash-object", "-w", "--no-filters", str(path)).decode().strip()
+            _git("update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", **index)
+        tree = _git("write-tree", **index).decode().strip()
+    parents = ["-p", parent] if parent else []
+    return _git("commit-tree", tree, *parents, "-m", message, **_IDENTITY).decode().strip()
+
+
+def _git(*arguments: str, **environment: str) -> bytes:
+    done = subprocess.run(["git", *arguments], capture_output=True, env={**os.environ, **environment})
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise RecordsError(f"git {arguments[0]}: {' '.join(said) or 'failed'} ({' '.join(arguments[1:3])})")
+    return done.stdout
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Returns:
+        0 done; 3 nothing to collect or keep, or something that is no result.
+    """
+    parser = Parser(prog="python -m ci.records", description="Keeps what GPU runners measured on a branch of its own.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    collecting = commands.add_parser("collect", help="copy what was measured of a commit into a folder")
+    collecting.add_argument("--machine", required=True, help="name of its records")
+    collecting.add_argument("--commit", required=True, help="full hash")
+    collecting.add_argument("--output", type=Path, default=Path("build/measured"), help="(default: build/measured)")
+    keeping = commands.add_parser("keep", help="commit what runners left to the branch")
+    keeping.add_argument("--from", dest="folder", type=Path, required=True, help="folder with what they left")
+    keeping.add_argument("--push", action="store_true", help="and push the branch to origin")
+    commands.add_parser("restore", help="put the branch's files into asv_bench/results")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "collect":
+            found = collect(RESULTS, options.machine, options.commit, options.output)
+            print(f"{len(found)} files in {options.output / options.machine}")
+        elif options.command == "keep":
+            print("\n".join(keep(options.folder, options.push)))
+        else:
+            count = restore(RESULTS)
+            print(f"{count} files from the branch {BRANCH}" if count else f"no branch {BRANCH} yet")
+    except (RecordsError, Unreadable, OSError) as error:
+        print(f"ci.records: {error}", file=sys.stderr)
+        return verdict.USAGE
+    return verdict.NOTHING_TO_REPORT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
