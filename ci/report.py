@@ -7,8 +7,8 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ci import codegen, groups, results, verdict
@@ -30,6 +30,9 @@ _WORDS = {
     Verdict.UNCHANGED: "unchanged",
 }
 _MOVED = (Verdict.REGRESSED, Verdict.IMPROVED)
+_TITLE_MAX = 200  # characters
+_STATUS = {"open": "Open", "weak": "Weak", "fixed": "Fixed", "acknowledged": "Acknowledged"}
+_CAUSE = {"code": "the code's doing", "environment": "the machine's doing", "unknown": "cause unknown"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,79 @@ def render(report: Report) -> str:
         if len(text) <= LENGTH_MAX:
             break
     return text
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was recorded beside a commit's results: facts of the machine, and the code's fingerprint or None."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: codegen.Fingerprint | None = None
+
+
+def render_alert(alert: Mapping[str, Any], before: Recorded, after: Recorded, policy: Policy) -> tuple[str, str]:
+    """Title and text of an issue about an alert.
+
+    Args:
+        alert: an entry of `alerts.json`. before, after: of the last good commit and of the one that is named.
+        policy: whose tolerance holds for clocks.
+    """
+    name, machine = Verdict(alert["verdict"]).value.capitalize(), alert["machine"]
+    good, commit = alert["known_good"], alert["commit"]
+    said = alert["sentences"]
+    title = f"{name} on {machine} since {commit[:12]}: {said[0] if said else ''}".replace("`", "")
+    text, sides = "", ("last good", "named")
+    for rows in _ROWS:
+        near = len(alert["commits"]) - 1
+        where = f"Between {_commit(good)}, the last good one, and {_commit(commit)}"
+        where += (f", or one of {near} commits near it" if near > 1 else ", or the one near it") * bool(near) + "."
+        shared, differing = _facts(before.facts, after.facts, policy.clock_tolerance, sides, rows)
+        parts = [
+            f"## {name} on {code(machine)}",
+            f"**{_STATUS[alert['status']]}, {_CAUSE[alert['cause']]}.** {where}",
+            "\n".join(f"- {sentence}" for sentence in said[:rows]),
+            f"- and {len(said) - rows} more" if len(said) > rows else "",
+            _series(alert["series"], rows),
+            f"### Environment\n\nMachine {code(machine)}, environment {code(alert['environment'])}.{shared}{differing}",
+            _compiled(before.fingerprint, after.fingerprint, sides, rows),
+            _how_to_settle(alert),
+        ]
+        text = "\n\n".join(part for part in parts if part) + "\n"
+        if len(text) <= LENGTH_MAX:
+            break
+    return title[:_TITLE_MAX], text
+
+
+def _series(series: Sequence[Mapping[str, Any]], rows: int) -> str:
+    lines = []
+    for one in sorted(series, key=lambda one: -abs(math.log(one["ratio"] or 1))):
+        in_seconds = one["benchmark"].endswith("seconds")
+        levels = [_level(one[name], in_seconds) for name in ("before", "after")]
+        name = f"{one['benchmark']}({', '.join(one['params'])})" if one["params"] else one["benchmark"]
+        ratio = CaseVerdict("", Verdict.UNCHANGED, None, one["ratio"], one["low"], one["high"])
+        changed = change(one["ratio"]) if one["ratio"] else MISSING
+        lines.append([code(name), *levels, changed, interval(ratio), _commit(one["commit"])])
+    return "### Series\n\n" + table(("<series", "before", "after", "change", "interval", "<at"), lines, rows)
+
+
+def _level(value: float | None, in_seconds: bool) -> str:
+    if value is None:
+        return MISSING
+    return f"{milliseconds(value)} ms" if in_seconds else f"{value:.4g}"
+
+
+def _how_to_settle(alert: Mapping[str, Any]) -> str:
+    good, commit = alert["known_good"], alert["commit"]
+    modules = {one["benchmark"].partition(".")[0] for one in alert["series"]}
+    module = modules.pop() if len(modules) == 1 else ""
+    pattern = f"{module}.*" if module.isidentifier() and len(module) <= TEXT_MAX else "*"
+    entry = f"commit = {json.dumps(commit)}\nbenchmarks = {json.dumps(pattern)}"
+    return (
+        f"### Reproduce\n\n`make pr-check BASE={good[:40]}` on a checkout of {_commit(commit)}.\n\n"
+        "<details><summary>Acknowledge: if it is meant to be so</summary>\n\n"
+        "Add to `ci/acknowledged.toml`, with author, reason and date:\n\n```toml\n[[acknowledged]]\n"
+        f'{entry}\nauthor = ""\nreason = ""\ndate = ""\n```\n\n</details>'
+    )
 
 
 def headline(verdicts: Verdicts) -> str:
@@ -222,23 +298,30 @@ def _environment(report: Report, rows: int) -> str:
     where = f"Machine {code(report.verdicts.machine)}, protocol {code(report.verdicts.protocol)}."
     if not (report.base and report.head):
         return f"### Environment\n\n{where} The sides' files are not at hand: times and environment are not known."
-    ours, theirs = report.base.environment, report.head.environment
-    differing, same = [], []
-    for name in sorted({*ours, *theirs}):
-        a, b = ours.get(name), theirs.get(name)
-        if _alike(a, b, report.policy.clock_tolerance):
-            same.append(f"{word(name)} {code(b)}")
-        else:
-            differing.append([word(name), code(MISSING if a is None else a), code(MISSING if b is None else b)])
-    text = f"### Environment\n\n{where}"
-    if same:
-        text += f" The same on both sides: {', '.join(same[:rows])}."
+    same, differing = _facts(
+        report.base.environment, report.head.environment, report.policy.clock_tolerance, ("base", "head"), rows
+    )
+    text = f"### Environment\n\n{where}{same}"
     drift = _drift(report.base, report.head, report.policy)
     if drift:
         text += f"\n\n{drift}"
-    if differing:
-        text += "\n\n**The sides differ:**\n\n" + table(("<", "<base", "<head"), differing, rows)
-    return text
+    return text + differing
+
+
+def _facts(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], tolerance: float, sides: tuple[str, str], rows: int
+) -> tuple[str, str]:
+    """A sentence on the facts that both sides share, and a table of those in which they differ."""
+    differing, same = [], []
+    for name in sorted({*ours, *theirs}):
+        a, b = ours.get(name), theirs.get(name)
+        if _alike(a, b, tolerance):
+            same.append(f"{word(name)} {code(b)}")
+        else:
+            differing.append([word(name), code(MISSING if a is None else a), code(MISSING if b is None else b)])
+    shared = f" The same on both sides: {', '.join(same[:rows])}." if same else ""
+    columns = ("<", *(f"<{side}" for side in sides))
+    return shared, f"\n\n**The sides differ:**\n\n{table(columns, differing, rows)}" if differing else ""
 
 
 def _drift(base: Run, head: Run, policy: Policy) -> str:
@@ -269,10 +352,16 @@ def _alike(a: Any, b: Any, tolerance: float) -> bool:
 def _code_generation(report: Report, rows: int) -> str:
     if not (report.base and report.head):
         return ""
-    base, head = report.base.fingerprint, report.head.fingerprint
+    return _compiled(report.base.fingerprint, report.head.fingerprint, ("base", "head"), rows)
+
+
+def _compiled(
+    base: codegen.Fingerprint | None, head: codegen.Fingerprint | None, sides: tuple[str, str], rows: int
+) -> str:
     if base is None or head is None:
-        sides = [name for name, one in (("base", base), ("head", head)) if one is None]
-        return f"### Code generation\n\nNot compared: {' and '.join(sides)} has no fingerprint."
+        lacking = [name for name, one in zip(sides, (base, head), strict=True) if one is None]
+        have = "has" if len(lacking) == 1 else "have"
+        return f"### Code generation\n\nNot compared: {' and '.join(lacking)} {have} no fingerprint."
     host = "the same" if base.get("host") == head.get("host") else "different"
     found = codegen.differences(base, head)
     total = codegen.count_of_kernels(head)
