@@ -9,6 +9,7 @@
 #   TEST_JOBS=8          tests side by side, 0 for none (default: 8 where there are as many cores)
 #   GPU=1                `make test` fails on any GPU test that is skipped
 #   DATA=folder          histories for `make qualify`; QUALIFY_OPTIONS are more arguments of `python -m ci qualify`
+#   FROM=folder          what `make keep` commits to the branch `records`; with PUSH=1 it is pushed
 #   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
@@ -59,7 +60,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify publish FORCE
+.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify measured keep records alerts issues comment publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -171,6 +172,25 @@ asv_bench/results/benchmarks.json: env FORCE
 	@$(ASV_MACHINE)
 	$(PY) -m asv run --bench just-discover --environment existing --machine $(MACHINE)
 
+measured: ## copy what MACHINE measured of this commit into build/measured
+	@$(PYTHON) -m ci.records collect --machine "$(MACHINE)" --commit "$(COMMIT)"
+
+keep: ## commit the results in FROM=folder to the branch `records`; PUSH=1 pushes it
+	@test -n "$(FROM)" || { echo "make keep: FROM expected a folder with what runners left, as in make keep FROM=build"; exit 3; }
+	@$(PYTHON) -m ci.records keep --from "$(FROM)" $(if $(PUSH),--push)
+
+records: ## put the results on the branch `records` into asv_bench/results
+	@$(PYTHON) -m ci.records restore
+
+alerts: env records ## what moved in the history, as alerts.json
+	@$(PY) -m ci judge asv_bench/results; test $$? -le 2
+
+issues: ## open or update an issue for every alert in alerts.json, by `gh`
+	@$(PYTHON) -m ci.issues alerts.json
+
+comment: ## comment on the pull request whose check ended, by `gh`
+	@$(PYTHON) -m ci.comment
+
 publish: env pages ## the asv dashboard from the stored results
 
 pages:
@@ -217,6 +237,8 @@ check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run -Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(VENV)/bin/actionlint
+	$(VENV)/bin/zizmor --offline --no-progress --quiet .github/workflows
 	$(PY) -m pytest tests/test_architecture.py
 	$(PY) -m asv_bench report --check
 	$(PY) -m ci report --docs --check
