@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from ci import drill, results
+from ci import comment, drill, policy, results
 from ci.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +44,13 @@ class Clone:
             text=True,
         )
         assert done.returncode in expect, done.stdout[-3000:] + done.stderr[-3000:]
+        return results.read_verdicts(self.newest / "verdicts.json")
+
+    @property
+    def newest(self) -> Path:
+        """The folder of the newest check."""
         found = (self.root / "build" / "pr-check").glob("*/verdicts.json")
-        return results.read_verdicts(max(found, key=lambda path: path.stat().st_mtime))
+        return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
 HEADER = "void for_each_tile(int64_t tiles, const std::function<void(int64_t, int64_t, CpuScratch&)>& body)"
@@ -81,6 +88,19 @@ def test_a_planted_slowdown_is_found_and_an_unchanged_pair_is_quiet(tmp_path: Pa
     assert found.verdict is Verdict.REGRESSED
     ratios = [case.ratio for case in found.cases if case.verdict is Verdict.REGRESSED]
     assert len(ratios) >= len(found.cases) / 2 and all(ratio and 1.2 < ratio < 2 for ratio in ratios)
+    said = comment_on(clone.newest, found)
+    assert "**Regressed: of " in said and "sparse_fwd" in said and "### Reproduce" in said
+
+
+def comment_on(folder: Path, found: results.Verdicts) -> str:
+    """What a pull request is told, of the archive that the workflow would upload."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in comment.MEMBERS:
+            archive.write(folder / name, name)
+    event = comment.Event("owner/flash_dsa", 1, found.head, "guest/fork", "slower")
+    pull = comment.PullRequest(1, found.base, (), True)
+    return comment.render(event, pull, comment.read_archive(content.getvalue()), policy.load())
 
 
 def test_a_drill_finds_what_it_plants(tmp_path: Path) -> None:
