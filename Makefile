@@ -10,6 +10,7 @@
 #   GPU=1                `make test` fails on any GPU test that is skipped
 #   DATA=folder          histories for `make qualify`; QUALIFY_OPTIONS are more arguments of `python -m ci qualify`
 #   FROM=folder          what `make keep` commits to the branch `records`; with PUSH=1 it is pushed
+#   LIBRARIES=folder     keeps the JavaScript that pages use (default: build/libraries); npm fetches what is not there
 #   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
@@ -36,6 +37,7 @@ LIBRARY := flash_dsa/libflash_dsa.so
 HEAD     = $(shell test ! -e .git || git rev-parse --verify --quiet HEAD)
 COMMIT   = $(or $(FLASH_DSA_COMMIT),$(HEAD))
 HTML    := .asv/html
+LIBRARIES ?= build/libraries
 # asv writes the interpreter's path into the name of every series. Machines whose history is shared reach it through a
 # link, which has the same path on every runner.
 ASV_VENV ?= $(if $(filter local-%,$(MACHINE)),$(CURDIR)/$(VENV),/tmp/flash-dsa-venv)
@@ -133,7 +135,7 @@ bench: bench-allowed build ## measure: sweep, one asv run of this commit, dashbo
 measure:
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
 	@$(if $(HEAD),$(MAKE) --no-print-directory asv-run; status=$$?; \
-	$(MAKE) --no-print-directory pages sparse-page || exit 1,\
+	$(MAKE) --no-print-directory PAGES_OPTIONS=--may-lack-libraries pages sparse-page || exit 1,\
 	echo "no asv run: asv keeps its history by git"; status=0); \
 	echo "tables and plots: asv_bench/sweeps/$(MACHINE)/report.html"; exit $$status
 
@@ -191,12 +193,13 @@ issues: ## open or update an issue for every alert in alerts.json, by `gh`
 comment: ## comment on the pull request whose check ended, by `gh`
 	@$(PYTHON) -m ci.comment
 
-publish: env pages ## the asv dashboard from the stored results
+publish: env pages ## the dashboard from the stored results: asv's site and our pages
 
+# npm fetches the pages' libraries once, into LIBRARIES.
 pages:
 	$(PY) -m asv publish --no-pull
+	@$(PY) -m ci dashboard "$(HTML)" --libraries "$(LIBRARIES)" $(PAGES_OPTIONS)
 	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview, which names its port"
-	@echo "    (asv's page loads scripts from public CDNs: the browser needs the network)"
 
 SIDE_BY_SIDE = $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --dist loadgroup)
 

@@ -1,4 +1,4 @@
-"""`python -m ci report | pr | drill | judge | qualify`."""
+"""`python -m ci report | pr | drill | judge | qualify | dashboard`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ci import alerts, docs, history, policy, pull_request, qualify, report, results, verdict
 from ci import drill as drills
 from ci.arguments import Parser
+from ci.dashboard import libraries, site
 
 
 class UsageError(Exception):
@@ -27,13 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return {"report": _report, "pr": _pr, "drill": _drill, "judge": _judge, "qualify": _qualify}[options.command](
-            options
-        )
+        return _COMMANDS[options.command](options)
     except (
         UsageError,
         pull_request.CheckError,
         results.Unreadable,
+        libraries.LibraryError,
         policy.PolicyError,
         docs.UnknownBlock,
         OSError,
@@ -81,7 +82,28 @@ def _parser() -> Parser:
     qualified.add_argument("--data", type=Path, required=True, help="folder of .csv files and results trees of asv")
     qualified.add_argument("--otava", type=Path, help="interpreter that has apache-otava, to compare with")
     qualified.add_argument("--record", action="store_true", help="keep the result for docs/judging.md")
+    dashboard = commands.add_parser("dashboard", help="our pages, and local libraries, for the site of `asv publish`")
+    dashboard.add_argument("html", type=Path, help="the site, such as .asv/html")
+    dashboard.add_argument("--results", type=Path, default=Path("asv_bench/results"), help="results tree of asv")
+    dashboard.add_argument(
+        "--libraries", type=Path, default=Path("build/libraries"), help="folder that keeps libraries"
+    )
+    dashboard.add_argument("--commit-address", default="", help="to which a commit's hash is appended (default: none)")
+    dashboard.add_argument("--may-lack-libraries", action="store_true", help="say what is missing instead of failing")
     return parser
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    address = str(options.commit_address)
+    if address and not address.startswith(("https://", "http://")):
+        raise UsageError(f"--commit-address: expected https://, got {address}")
+    if not options.results.is_dir():
+        raise UsageError(f"--results: expected a folder, got {options.results}")
+    asked = site.Options(options.html, options.results, Path.cwd(), options.libraries, commit_address=address)
+    missing = site.make(replace(asked, may_lack_libraries=options.may_lack_libraries))
+    if missing:
+        print(f"ci dashboard: {missing}", file=sys.stderr)
+    return verdict.NOTHING_TO_REPORT
 
 
 def _judge(options: argparse.Namespace) -> int:
@@ -166,6 +188,16 @@ def _beside(path: Path, name: str) -> results.Run | None:
     """A side's file; None where there is none, which the report says."""
     neighbour = path.with_name(name)
     return results.read_run(neighbour) if neighbour.exists() else None
+
+
+_COMMANDS = {
+    "report": _report,
+    "pr": _pr,
+    "drill": _drill,
+    "judge": _judge,
+    "qualify": _qualify,
+    "dashboard": _dashboard,
+}
 
 
 if __name__ == "__main__":

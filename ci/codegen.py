@@ -57,24 +57,25 @@ def differences(base: Fingerprint | None, head: Fingerprint | None) -> list[Diff
     """Kernels of every target that differ, by target and name; none where a side has no fingerprint."""
     if base is None or head is None:
         return []
-    ours, theirs = _kernels(base), _kernels(head)
+    ours, theirs = kernels_of(base), kernels_of(head)
     found = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
-        if a is None or b is None or a.get("sass") != b.get("sass") or _figures(a) != _figures(b):
+        if a is None or b is None or a.get("sass") != b.get("sass") or figures_of(a) != figures_of(b):
             change = "added" if a is None else "removed" if b is None else "changed"
-            figures = {name: (_figures(a)[name], _figures(b)[name]) for name in FIGURES}
+            figures = {name: (figures_of(a)[name], figures_of(b)[name]) for name in FIGURES}
             target, _, kernel = key.partition("/")
-            found.append(Difference(kernel, target, change, figures, (_sass(a), _sass(b))))
+            found.append(Difference(kernel, target, change, figures, (sass_of(a), sass_of(b))))
     return found
 
 
 def count_of_kernels(fingerprint: Fingerprint | None) -> int:
     """How many kernels a fingerprint knows, over all targets."""
-    return len(_kernels(fingerprint)) if fingerprint is not None else 0
+    return len(kernels_of(fingerprint)) if fingerprint is not None else 0
 
 
-def _kernels(fingerprint: Fingerprint) -> dict[str, Mapping[str, Any]]:
+def kernels_of(fingerprint: Fingerprint) -> dict[str, Mapping[str, Any]]:
+    """The kernels of a fingerprint by target and name; what is damaged is left out."""
     kernels = fingerprint.get("kernels")
     if not isinstance(kernels, Mapping):
         return {}
@@ -83,17 +84,19 @@ def _kernels(fingerprint: Fingerprint) -> dict[str, Mapping[str, Any]]:
 
 def _hashes(fingerprint: Fingerprint, target: str, op: str | None) -> dict[str, Any]:
     return {
-        key: _sass(kernel)
-        for key, kernel in _kernels(fingerprint).items()
+        key: sass_of(kernel)
+        for key, kernel in kernels_of(fingerprint).items()
         if key.partition("/")[0] == target and (op is None or kernel.get("op") in (op, None))
     }
 
 
-def _sass(kernel: Mapping[str, Any] | None) -> str | None:
+def sass_of(kernel: Mapping[str, Any] | None) -> str | None:
+    """Hash of a kernel's machine code; None where unknown."""
     value = kernel.get("sass") if kernel else None
     return value if isinstance(value, str) and value else None
 
 
-def _figures(kernel: Mapping[str, Any] | None) -> dict[str, int | None]:
+def figures_of(kernel: Mapping[str, Any] | None) -> dict[str, int | None]:
+    """Registers, spill bytes and shared memory bytes of a kernel; None where unknown."""
     values = {name: kernel.get(name) if kernel else None for name in FIGURES}
     return {name: value if type(value) is int and 0 <= value < 1 << 32 else None for name, value in values.items()}

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,30 @@ _WORDS = {"str": "text", "list": "list", "dict": "table"}
 _T = TypeVar("_T")
 
 
+class State(IntEnum):
+    """What a tree holds of a commit in a series."""
+
+    NOT_MEASURED = 0
+    MEASURED = 1
+    NOT_APPLICABLE = 2  # NaN: the machine or the commit cannot do it
+    FAILED = 3
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a tree says of a series' points beside their values.
+
+    Args:
+        version: of the benchmark. dates: of the commits, in milliseconds since 1970.
+        low, high: the 99 % interval of each value, NaN where unknown.
+    """
+
+    version: str
+    dates: tuple[float, ...]
+    low: Values
+    high: Values
+
+
 @dataclass(frozen=True)
 class History:
     """The values of one series.
@@ -41,6 +66,7 @@ class History:
         commits: in order of their dates. values: one each, NaN where there is none.
         noise: relative standard deviation of each by its own samples, NaN where unknown.
         failed, not_applicable: commits, by index, at which it gave no value: it failed, or had nothing to measure.
+        detail: of the points, for pages; None of a series that comes from no tree.
     """
 
     benchmark: str
@@ -52,6 +78,16 @@ class History:
     noise: Values
     failed: tuple[int, ...] = ()
     not_applicable: tuple[int, ...] = ()
+    detail: Detail | None = None
+
+    @property
+    def states(self) -> NDArray[np.int8]:
+        """A `State` for each commit; infinity, which asv's files may hold, is no value."""
+        states = np.where(np.isfinite(self.values), State.MEASURED, State.NOT_MEASURED).astype(np.int8)
+        states[np.isinf(self.values)] = State.NOT_APPLICABLE
+        states[list(self.not_applicable)] = State.NOT_APPLICABLE
+        states[list(self.failed)] = State.FAILED
+        return states
 
 
 _Key = tuple[str, tuple[str, ...], str]  # benchmark, params, version
@@ -59,15 +95,18 @@ _Key = tuple[str, tuple[str, ...], str]  # benchmark, params, version
 
 @dataclass(frozen=True)
 class _Result:
-    """A file: of each of its series the number that the tree gave it, the value, whether it failed, and the noise."""
+    """A file: of each of its series the number that the tree gave it, whether it failed, and four rows of numbers.
+
+    Args:
+        rows: value, noise, and both ends of the value's 99 % interval.
+    """
 
     commit: str
     date: float
     environment: str
     series: NDArray[np.int32]
-    values: Values
     failed: NDArray[np.bool_]
-    noise: Values
+    rows: Values
 
 
 def below(folder: Path) -> list[Path]:
@@ -145,19 +184,20 @@ def _listed(folder: Path) -> list[tuple[Path, bool]]:
 def _series(machine: str, environment: str, results: list[_Result], keys: list[_Key]) -> Iterator[History]:
     results.sort(key=lambda result: (result.date, result.commit))
     commits = tuple(result.commit for result in results)
-    values = np.full((len(keys), len(results)), math.nan)
-    noise = np.full_like(values, math.nan)
+    dates = tuple(result.date for result in results)
+    values, noise, low, high = np.full((4, len(keys), len(results)), math.nan)
     failed = np.zeros(values.shape, dtype=np.bool_)
     not_applicable = failed.copy()
     for column, result in enumerate(results):
-        values[result.series, column] = result.values
-        noise[result.series, column] = result.noise
+        for table, row in zip((values, noise, low, high), result.rows, strict=True):
+            table[result.series, column] = row
         failed[result.series, column] = result.failed
-        not_applicable[result.series, column] = np.isnan(result.values) & ~result.failed
+        not_applicable[result.series, column] = np.isnan(result.rows[0]) & ~result.failed
     for number in sorted({int(number) for result in results for number in result.series}):
-        benchmark, params, _ = keys[number]
+        benchmark, params, version = keys[number]
         without = (tuple(map(int, np.flatnonzero(where[number]))) for where in (failed, not_applicable))
-        yield History(benchmark, params, machine, environment, commits, values[number], noise[number], *without)
+        detail = Detail(version, dates, low[number], high[number])
+        yield History(benchmark, params, machine, environment, commits, values[number], noise[number], *without, detail)
 
 
 def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
@@ -165,24 +205,26 @@ def _read(path: Path, numbers: dict[_Key, int]) -> _Result:
     try:
         if document.get("version") != _VERSION:
             raise ValueError(f"version: expected {_VERSION}, got {document.get('version')!r}")
-        rows: list[tuple[int, float, bool, float]] = []
+        numbered: list[int] = []
+        failed: list[bool] = []
+        rows: list[tuple[float, ...]] = []
         columns = _texts(document["result_columns"], "result_columns")
         for benchmark, row in _typed(document["results"], dict, "results").items():
             _typed(benchmark, str, "results")
             if len(_typed(row, list, benchmark)) > len(columns):
                 raise ValueError(f"{benchmark}: {len(row)} cells of {len(columns)} columns")
-            for (params, version), value, low, high in _values(benchmark, dict(zip(columns, row, strict=False))):
-                number = numbers.setdefault((benchmark, params, version), len(numbers))
-                rows.append((number, _number(value), value is None, _noise(value, low, high)))
-        series, found, failed, noise = zip(*rows, strict=True) if rows else ((), (), (), ())
+            for (params, version), *found in _values(benchmark, dict(zip(columns, row, strict=False))):
+                value, low, high = map(_number, found)
+                numbered.append(numbers.setdefault((benchmark, params, version), len(numbers)))
+                failed.append(found[0] is None)
+                rows.append((value, _noise(value, low, high), low, high))
         return _Result(
             _typed(document["commit_hash"], str, "commit_hash"),
             _date(document["date"]),
             _typed(document["env_name"], str, "env_name"),
-            np.array(series, dtype=np.int32),
-            np.array(found, dtype=np.float64),
+            np.array(numbered, dtype=np.int32),
             np.array(failed, dtype=np.bool_),
-            np.array(noise, dtype=np.float64),
+            np.array(rows, dtype=np.float64).reshape(-1, 4).T,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise Unreadable(f"{path}: {type(error).__name__}: {str(error)[:200]}") from error
@@ -237,8 +279,7 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _noise(value: Any, low: Any, high: Any) -> float:
-    numbers = [_number(one) for one in (value, low, high)]
-    if not all(map(math.isfinite, numbers)) or numbers[0] <= 0:
+def _noise(value: float, low: float, high: float) -> float:
+    if not all(map(math.isfinite, (value, low, high))) or value <= 0:
         return math.nan
-    return max(numbers[2] - numbers[1], 0.0) / _CI99 / numbers[0]
+    return max(high - low, 0.0) / _CI99 / value

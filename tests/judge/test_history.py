@@ -18,6 +18,7 @@ from tree import project_files
 
 from ci import __main__ as command
 from ci import history
+from ci.history import State
 from ci.results import Unreadable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,26 @@ def test_series_are_ordered_by_date_with_gaps_where_nothing_is(tmp_path: Path) -
     other = found["t", ("2",)]
     assert (first.failed, first.not_applicable, other.failed, other.not_applicable) == ((0,), (), (0,), (1,))
     assert found["scalar", ()].failed == () == found["scalar", ()].not_applicable  # not run is neither
+
+
+def test_the_detail_of_a_point_tells_apart_why_there_is_no_value(tmp_path: Path) -> None:
+    params = [["1", "2", "3"]]
+    write(
+        tmp_path,
+        "a" * 40,
+        5,
+        {"t": [[2.0, math.nan, None], params, "v1", 0, 1.0, [1.9, None, None], [2.2] + [None] * 2]},
+    )
+    write(tmp_path, "b" * 40, 6, {"other": [[1.0], [], "v1"]})
+    found = {one.params: one.detail for one in history.read_tree(tmp_path) if one.benchmark == "t"}
+    states = {params: [State(state) for state in detail.states] for params, detail in found.items() if detail}
+    assert states == {
+        ("1",): [State.MEASURED, State.NOT_MEASURED],
+        ("2",): [State.NOT_APPLICABLE, State.NOT_MEASURED],
+        ("3",): [State.FAILED, State.NOT_MEASURED],
+    }
+    detail = found["1",]
+    assert detail and (detail.version, detail.dates, detail.low[0], detail.high[0]) == ("v1", (5.0, 6.0), 1.9, 2.2)
 
 
 def test_another_version_environment_or_machine_is_another_series(tmp_path: Path) -> None:
