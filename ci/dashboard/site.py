@@ -37,10 +37,11 @@ _NAVIGATION = '<li id="nav-li-regressions">'
 
 @dataclass(frozen=True)
 class Page:
-    """One of our pages: the name of its file and module, and its title."""
+    """One of our pages: the name of its file and module, its title, and whether it is in the navigation."""
 
     name: str
     title: str
+    linked: bool = True
 
 
 PAGES = (
@@ -50,7 +51,7 @@ PAGES = (
     Page("grid", "Heat map"),
     Page("roofline", "Roofline"),
     Page("code", "Code"),
-    Page("commit", "Commit"),
+    Page("commit", "Commit", linked=False),  # reached from a commit
 )
 
 
@@ -126,7 +127,7 @@ def localised(page: str) -> str:
 
 def _rendered(shell: string.Template, page: Page, project: str) -> str:
     links = []
-    for other in PAGES:
+    for other in filter(lambda page: page.linked, PAGES):
         current = ' aria-current="page"' if other == page else ""
         links.append(f'<a href="{other.name}.html"{current}>{html.escape(other.title)}</a>')
     names = {"project": html.escape(project), "title": html.escape(page.title), "name": page.name}

@@ -1,0 +1,62 @@
+// What the newest commits are like on each machine, and what moved in their history.
+
+import { address, chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, panels } from "./page.js";
+
+const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
+const SETTLED = ["fixed", "acknowledged"];
+
+guarded(async () => {
+  const [index, overview] = await Promise.all([load("index.json"), load("overview.json")]);
+  const fields = () => [
+    machineField(index),
+    { name: "verdict", label: "what moved", options: [["", "slower and faster"], ["regressed", "slower"], ["improved", "faster"]] },
+    { name: "status", label: "status", options: [["", "all"], ["standing", "open or weak"], ["settled", "fixed or acknowledged"]] },
+  ];
+  await controls(fields, async (chosen) => [
+    await panels(chosenPlaces(index, chosen), async (place) => {
+      const state = overview.machines.find((one) => one.place === place.id);
+      const commits = await commitsOf(place);
+      const found = overview.alerts.filter((one) => one.place === place.id && wanted(one, chosen));
+      return [...newest(state, place, commits), element("h3", {}, "What moved"), ...moved(found, state, index, place, commits)];
+    }),
+  ]);
+});
+
+function wanted(alert, chosen) {
+  if (chosen.verdict && alert.verdict !== chosen.verdict) return false;
+  return !chosen.status || SETTLED.includes(alert.status) === (chosen.status === "settled");
+}
+
+const badge = (word) => element("span", { class: `badge ${word}` }, word);
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+function newest(state, place, commits) {
+  const { measured, na, failed, missing } = state.counts;
+  const counts = `${plural(place.commits, "commit")}; at the newest ${measured} points measured, ${na} n/a, ${failed} failed, ${missing} missing`;
+  const out = place.left_out ? ` ${place.left_out} series of benchmarks that never ran here are not shown.` : "";
+  return [
+    element("p", {}, badge(state.verdict), ` ${state.reason}`),
+    element("p", {}, "Newest: ", commitLink(state.commit), ` ${commits.subject.at(-1)}`),
+    element("p", { class: "faint" }, `${counts}.${out}`),
+  ];
+}
+
+function moved(found, state, index, place, commits) {
+  const short = state.alerts > state.alerts_shown ? [element("p", { class: "faint" }, `The newest ${state.alerts_shown} of ${state.alerts} alerts.`)] : [];
+  if (!found.length) return [element("p", { class: "faint" }, state.alerts ? "Nothing that fits." : "Nothing.")];
+  return [...short, ...found.map((one) => alert(one, index, place, commits))];
+}
+
+function alert(one, index, place, commits) {
+  const series = index.series.find((other) => other.id === one.series[0]);
+  const where = { machine: place.label, op: series?.op, s_kv: series?.s_kv, variant: series?.variant };
+  const near = one.commits.length > 1 ? ` or ${plural(one.commits.length - 1, "commit")} near it` : "";
+  const settled = one.fixed_by ? [", fixed by ", commitLink(one.fixed_by)] : one.acknowledged ? [`, by ${one.acknowledged.author}: ${one.acknowledged.reason} (${one.acknowledged.date})`] : [];
+  return element(
+    "div",
+    { class: "alert", id: one.id },
+    element("p", {}, badge(one.verdict), " since ", commitLink(one.commits[0]), `${near}: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
+    element("ul", {}, ...one.sentences.map((sentence) => element("li", {}, sentence))),
+    element("p", { class: "faint" }, `${CAUSES[one.cause]}, `, element("span", { class: one.status }, one.status), ...settled, ". ", element("a", { href: address("history", where) }, `History of ${plural(one.series.length, "series").replace("seriess", "series")}`)),
+  );
+}
