@@ -302,14 +302,21 @@ def _crossovers(place: Place) -> list[dict[str, Any]]:
             families.setdefault((one.point.topk, one.point.head_dims, one.version), []).append(one)
     found = []
     for (topk, head_dims, version), series in families.items():
-        sizes = {one.point.s_kv: one.track.values for one in series if one.point.s_kv}
+        sizes = {one.point.s_kv: _ends(one.track) for one in series if one.point.s_kv}
         brackets: list[list[int | None] | None] = []
         for number in range(len(place.commits)):
-            bracket = speedups.crossover({s_kv: float(values[number]) for s_kv, values in sizes.items()})
+            bracket = speedups.crossover({s_kv: (low[number], high[number]) for s_kv, (low, high) in sizes.items()})
             brackets.append(None if bracket is None else [bracket.above, bracket.upto])
         names = {"topk": topk, "head_dims": head_dims, "version": version}
         found.append({**names, "s_kv": sorted(sizes), "brackets": brackets})
     return found
+
+
+def _ends(track: Track) -> tuple[list[float], list[float]]:
+    """Both ends of the intervals; the value itself where its interval is unknown."""
+    ends = (np.where(np.isfinite(end), end, track.values) for end in (track.low, track.high))
+    low, high = (end.tolist() for end in ends)
+    return low, high
 
 
 def _code(place: Place) -> dict[str, Any]:

@@ -59,26 +59,27 @@ class Crossover:
     """Where sparse overtakes dense, at one commit.
 
     Args:
-        above: the largest measured s_kv at which dense is not slower; None if sparse is faster at all of them.
-        upto: the smallest measured s_kv from which on sparse is faster; None if it never is.
+        above: the largest measured s_kv at which dense is faster; None if it is at none.
+        upto: the smallest measured s_kv from which on sparse is faster; None if it is not at the largest.
     """
 
     above: int | None
     upto: int | None
 
 
-def crossover(ratios: Mapping[int, float]) -> Crossover | None:
-    """Between which two measured s_kv sparse overtakes dense for good; nothing is said beyond what was measured.
+def crossover(ratios: Mapping[int, tuple[float, float]]) -> Crossover | None:
+    """Between which measured s_kv sparse overtakes dense for good; nothing is said beyond what was measured.
+
+    Where the interval of a ratio holds 1, neither is faster: such s_kv lie between both ends.
 
     Args:
-        ratios: sparse seconds over dense seconds by s_kv; NaN where there is none.
+        ratios: the interval of sparse seconds over dense seconds by s_kv; NaN where there is none.
     Returns:
         None where nothing was measured.
     """
-    known = sorted((s_kv, ratio) for s_kv, ratio in ratios.items() if np.isfinite(ratio))
+    known = {s_kv: ends for s_kv, ends in ratios.items() if np.isfinite(ends).all()}
     if not known:
         return None
-    slower = [s_kv for s_kv, ratio in known if ratio >= 1]
-    above = max(slower, default=None)
-    upto = min((s_kv for s_kv, _ in known if above is None or s_kv > above), default=None)
-    return Crossover(above, upto)
+    above = max((s_kv for s_kv, (low, _) in known.items() if low > 1), default=None)
+    not_faster = max((s_kv for s_kv, (_, high) in known.items() if high >= 1), default=0)
+    return Crossover(above, min((s_kv for s_kv in known if s_kv > not_faster), default=None))

@@ -65,7 +65,7 @@ export function tooltip(ink, trigger, content) {
 export function axis(ink, more) {
   return {
     nameTextStyle: { color: ink.faint },
-    axisLabel: { color: ink.faint, hideOverlap: true, ...more.axisLabel },
+    axisLabel: { color: ink.faint, hideOverlap: true, lineHeight: 14, ...more.axisLabel },
     axisLine: { lineStyle: { color: ink.line } },
     splitLine: { lineStyle: { color: ink.line, opacity: 0.5 } },
     ...Object.fromEntries(Object.entries(more).filter(([name]) => name !== "axisLabel")),

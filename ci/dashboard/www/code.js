@@ -1,6 +1,6 @@
 // What the compiler made of the kernels: registers, spills, shared memory and hash of the machine code by commit.
 
-import { chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, load, machineField, number, panels, short, table } from "./page.js";
+import { chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, load, machineField, number, panels, short, table, twoLines } from "./page.js";
 import { axis, chart, colourOf, tooltip } from "./chart.js";
 
 const FIGURES = { registers: "registers a thread", spill_bytes: "spills, bytes a thread", shared_bytes: "static shared memory, bytes a block" };
@@ -97,8 +97,8 @@ function changes(commits, code, kernels) {
   const found = kernels.flatMap(([name, steps]) => steps.slice(1).map(([at, row], number) => ({ name, at, row, before: steps[number][1] })));
   if (!found.length) return [element("p", { class: "faint" }, "No kernel changed between recorded commits.")];
   found.sort((a, b) => b.at - a.at);
-  const rows = found.slice(0, 60).map(({ name, at, row, before }) => [commitLink(commits.hash[at]), commits.subject[at], element("code", {}, name), changeText(code, before, row)]);
-  return [element("h3", {}, "Changes"), table(["commit", "subject", "kernel", "change"], rows)];
+  const rows = found.slice(0, 60).map(({ name, at, row, before }) => [twoLines(commitLink(commits.hash[at]), commits.subject[at]), element("code", {}, name), changeText(code, before, row)]);
+  return [element("h3", {}, "Changes"), table(["commit", "kernel", "change"], rows)];
 }
 
 function changeText(code, before, row) {

@@ -1,6 +1,6 @@
 // One commit: what moved with it, and every point measured at it beside the commit before.
 
-import { address, asked, change, chosenPlaces, commitsOf, controls, date, element, guarded, load, machineField, number, optionsOf, panels, pointsOf, pointText, position, table } from "./page.js";
+import { address, asked, change, chosenPlaces, commitsOf, controls, date, element, guarded, load, machineField, number, optionsOf, panels, pointsOf, pointText, position, sentences, table, twoLines } from "./page.js";
 
 guarded(async () => {
   const [index, overview] = await Promise.all([load("index.json"), load("overview.json")]);
@@ -39,7 +39,7 @@ function links(place, commits, at) {
 
 function moved(alerts) {
   if (!alerts.length) return [element("p", { class: "faint" }, "No change point at this commit.")];
-  return alerts.map((one) => element("p", { class: one.verdict }, `${one.commits.length > 1 ? "Possibly here: " : ""}${one.sentences.join("; ")} (${one.status})`));
+  return alerts.map((one) => element("div", {}, element("p", {}, element("span", { class: `badge ${one.verdict}` }, one.verdict), one.commits.length > 1 ? ` possibly here, ${one.status}` : ` ${one.status}`), ...sentences(one)));
 }
 
 async function points(index, place, commits, at, op) {
@@ -52,9 +52,10 @@ async function points(index, place, commits, at, op) {
     const ratio = point?.value && base?.value ? change(point.value / base.value) : "";
     const where = { machine: place.label, s_kv: series.s_kv, variant: series.variant };
     const page = series.unit === "x" ? address("speedup", where) : address("history", { ...where, op: series.op });
-    const link = element("a", { href: page }, `${series.variant}${series.s_kv ? `, s_kv ${series.s_kv}` : ""}`);
-    rows.push([series.op, link, series.implementation, number(pointText(point, series.unit), point?.state === "failed" ? "failed" : point?.value ? "" : "faint"), number(ratio)]);
+    const link = element("a", { href: page }, `${series.s_kv ? `s_kv ${series.s_kv}, ` : ""}${series.variant}`);
+    const what = [series.op, series.implementation].filter(Boolean).join(series.unit === "x" ? " over " : ", ");
+    rows.push([twoLines(link, what), number(pointText(point, series.unit), point?.state === "failed" ? "failed" : point?.value ? "" : "faint"), number(ratio)]);
   });
   const right = (text) => ({ text, number: true });
-  return table(["op", "point", "implementation", right("value (99 % interval)"), right("to the commit before")], rows);
+  return table(["point", right("value (99 % interval)"), right("to the commit before")], rows);
 }

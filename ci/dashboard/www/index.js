@@ -1,6 +1,6 @@
 // What the newest commits are like on each machine, and what moved in their history.
 
-import { address, chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, panels } from "./page.js";
+import { address, chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, panels, plural, sentences } from "./page.js";
 
 const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
 const SETTLED = ["fixed", "acknowledged"];
@@ -28,7 +28,6 @@ function wanted(alert, chosen) {
 }
 
 const badge = (word) => element("span", { class: `badge ${word}` }, word);
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 function newest(state, place, commits) {
   const { measured, na, failed, missing } = state.counts;
@@ -51,12 +50,14 @@ function alert(one, index, place, commits) {
   const series = index.series.find((other) => other.id === one.series[0]);
   const where = { machine: place.label, op: series?.op, s_kv: series?.s_kv, variant: series?.variant };
   const near = one.commits.length > 1 ? ` or ${plural(one.commits.length - 1, "commit")} near it` : "";
-  const settled = one.fixed_by ? [", fixed by ", commitLink(one.fixed_by)] : one.acknowledged ? [`, by ${one.acknowledged.author}: ${one.acknowledged.reason} (${one.acknowledged.date})`] : [];
+  const settled = [element("span", { class: one.status }, one.status)];
+  if (one.fixed_by) settled.push(" by ", commitLink(one.fixed_by));
+  if (one.acknowledged) settled.push(` by ${one.acknowledged.author}: ${one.acknowledged.reason} (${one.acknowledged.date})`);
   return element(
     "div",
     { class: "alert", id: one.id },
     element("p", {}, badge(one.verdict), " since ", commitLink(one.commits[0]), `${near}: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
-    element("ul", {}, ...one.sentences.map((sentence) => element("li", {}, sentence))),
-    element("p", { class: "faint" }, `${CAUSES[one.cause]}, `, element("span", { class: one.status }, one.status), ...settled, ". ", element("a", { href: address("history", where) }, `History of ${plural(one.series.length, "series").replace("seriess", "series")}`)),
+    ...sentences(one),
+    element("p", { class: "faint" }, `${CAUSES[one.cause]}, `, ...settled, ". ", element("a", { href: address("history", where) }, `History of ${plural(one.series.length, "series", "series")}`)),
   );
 }

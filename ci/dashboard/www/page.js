@@ -44,6 +44,9 @@ export function table(columns, rows) {
   return element("div", { class: "table" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
 }
 
+/** A cell of two lines. */
+export const twoLines = (first, second) => element("div", {}, first, element("small", {}, second));
+
 export const number = (text, kind) => ({ text, number: true, kind });
 
 /** What the address asks for. */
@@ -207,4 +210,20 @@ export function pointText(point, unit) {
 }
 
 /** A ratio as a change with its sign, such as +1.2 %. */
-export const change = (ratio, digits = 1) => `${ratio >= 1 ? "+" : "−"}${Math.abs((ratio - 1) * 100).toFixed(digits)} %`;
+export function change(ratio, digits = 1) {
+  const size = Math.abs((ratio - 1) * 100).toFixed(digits);
+  return `${Number(size) === 0 ? "" : ratio > 1 ? "+" : "−"}${size} %`;
+}
+
+export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+
+const SAID = 3; // sentences of an alert that are shown at once
+
+/** The sentences of an alert; what stands between backticks is a name. */
+export function sentences(alert) {
+  const item = (text) => element("li", {}, ...text.split("`").map((part, i) => (i % 2 ? element("code", {}, part) : part)));
+  const first = element("ul", {}, ...alert.sentences.slice(0, SAID).map(item));
+  const rest = alert.sentences.slice(SAID);
+  if (!rest.length) return [first];
+  return [first, element("details", {}, element("summary", {}, `${rest.length} more`), element("ul", {}, ...rest.map(item)))];
+}

@@ -1,6 +1,6 @@
 // How much of what the GPU can do at its measured clock the implementations reach.
 
-import { chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, number, optionsOf, panels, pointsOf, position, suggestions, table, withUnit } from "./page.js";
+import { chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, number, optionsOf, panels, plural, pointsOf, position, suggestions, table, twoLines, withUnit } from "./page.js";
 import { axis, chart, colourOf, tooltip } from "./chart.js";
 
 const NOTE = "A point's clock is its SM cycles over its seconds; the roof is drawn at the median of these clocks, a share is taken at the point's own. Bytes are the compulsory ones: inputs read once, outputs written once.";
@@ -46,7 +46,7 @@ async function pointsAt(index, place, hash, chosen) {
 }
 
 function roofline(place, found, without, names) {
-  const lacking = without ? [element("p", { class: "faint" }, `${without} points are not here: no value at this commit, or FLOPs that were not recorded.`)] : [];
+  const lacking = without ? [element("p", { class: "faint" }, `${plural(without, "point is", "points are")} not here: no value at this commit, or FLOPs that were not recorded.`)] : [];
   if (!found.length) return [element("p", { class: "faint" }, "No point with a value and recorded FLOPs."), ...lacking];
   const clocks = found.map((one) => one.clock).filter(Boolean).sort((a, b) => a - b);
   const clock = clocks[clocks.length >> 1];
@@ -65,10 +65,10 @@ function shares(place, found) {
     const share = shareOf(place, one);
     const { op, s_kv, variant, implementation } = one.series;
     const said = share === null ? "unknown" : share > 1 ? `${withUnit(share, "%", 3)}, impossible` : withUnit(share, "%", 3);
-    return [op, number(String(s_kv)), variant, implementation, number(withUnit(one.rate / 1e12, "TFLOPS", 3)), number(one.clock ? withUnit(one.clock / 1e6, "MHz") : "unknown"), number(said, share > 1 ? "failed" : "")];
+    return [twoLines(`s_kv ${s_kv}, ${variant}`, `${op}, ${implementation}`), number(withUnit(one.rate / 1e12, "TFLOPS", 3)), number(one.clock ? withUnit(one.clock / 1e6, "MHz") : "unknown"), number(said, share > 1 ? "failed" : "")];
   });
   const right = (text) => ({ text, number: true });
-  return table(["op", right("s_kv"), "topk or head sizes", "implementation", right("rate"), right("clock"), right("share of the roofline")], rows);
+  return table(["point", right("rate"), right("clock"), right("share of the roofline")], rows);
 }
 
 function option(found, peak, names, ink) {
@@ -95,8 +95,8 @@ function option(found, peak, names, ink) {
     textStyle: { color: ink.ink },
     grid: { left: 56, right: 16, top: 58, bottom: 44 },
     legend: { top: 0, type: "scroll", textStyle: { color: ink.ink } },
-    xAxis: axis(ink, { type: "log", name: "FLOP a byte (circles sparse, triangles dense)", nameLocation: "middle", nameGap: 26, min: ends[0], max: ends[1], axisLabel: { formatter: (value) => withUnit(value, "ratio", 2), showMinLabel: false, showMaxLabel: false } }),
-    yAxis: axis(ink, { type: "log", name: "TFLOPS", axisLabel: { formatter: (value) => withUnit(value, "ratio", 2) } }),
+    xAxis: axis(ink, { type: "log", logBase: 2, name: "FLOP a byte (circles sparse, triangles dense)", nameLocation: "middle", nameGap: 26, min: ends[0], max: ends[1], axisLabel: { formatter: (value) => withUnit(value, "ratio"), showMinLabel: false, showMaxLabel: false } }),
+    yAxis: axis(ink, { type: "log", logBase: 2, name: "TFLOPS", axisLabel: { formatter: (value) => withUnit(value, "ratio") } }),
     tooltip: tooltip(ink, "item", (hit) => (hit.data.one ? told(hit) : [element("div", {}, "roof")])),
     series,
   };

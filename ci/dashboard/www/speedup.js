@@ -5,7 +5,7 @@ import { axis, chart, colourOf, tooltip } from "./chart.js";
 import { tracks } from "./tracks.js";
 
 const NOTE = "Times of sparse_fwd by flash_dsa against other ways to attend; above 1x it is faster. All of a point were timed in turns in one process. The indexer that chooses the topk and the projection GEMMs are not counted.";
-const LEGEND = "Bars reach from the largest measured s_kv at which dense is not slower to the smallest from which on sparse is faster; where one end was not measured, an arrow says so. Nothing is extrapolated.";
+const LEGEND = "Bars reach from the largest measured s_kv at which dense is faster to the smallest from which on sparse is, both beyond their 99 % intervals; an arrow leads away from the measured s_kv where all of them are on one side. Nothing is extrapolated.";
 
 guarded(async () => {
   const index = await load("index.json");
@@ -58,8 +58,11 @@ function crossovers(commits, families) {
 function bracketText(bracket, measured) {
   if (!bracket) return "not measured";
   const [above, upto] = bracket;
+  if (above === null && upto === null) return "neither is faster: the intervals hold 1";
+  if (above === null && upto > measured[0]) return `at most ${upto}; at smaller ones neither is faster`;
+  if (upto === null && above < measured.at(-1)) return `above ${above}; at larger ones neither is faster`;
   if (above === null) return `sparse is faster at every measured s_kv, from ${measured[0]} on`;
-  if (upto === null) return `sparse is at no measured s_kv faster for good, up to ${measured.at(-1)}`;
+  if (upto === null) return `sparse is at no measured s_kv faster, up to ${measured.at(-1)}`;
   return `above ${above}, at most ${upto}`;
 }
 
@@ -85,10 +88,16 @@ function crossoverOption(commits, families, heads, ink) {
       name: `dense ${one.head_dims}`,
       color: colourOf(`dense ${one.head_dims}`, heads.map((name) => `dense ${name}`)),
       encode: { x: 0, y: [1, 2] },
-      data: one.brackets.flatMap((bracket, at) => (bracket ? [[at, bracket[0] ?? sizes[0], bracket[1] ?? sizes.at(-1), bracket[0] === null ? -1 : bracket[1] === null ? 1 : 0]] : [])),
+      data: one.brackets.flatMap((bracket, at) => (bracket ? [[at, bracket[0] ?? one.s_kv[0], bracket[1] ?? one.s_kv.at(-1), beyond(bracket, one.s_kv)]] : [])),
       renderItem: (_, api) => bar(api, (place - (families.length - 1) / 2) * 0.25),
     })),
   };
+}
+
+/** -1 where sparse is faster at all that was measured, 1 where dense is, else 0. */
+function beyond([above, upto], measured) {
+  if (above === null && upto === measured[0]) return -1;
+  return upto === null && above === measured.at(-1) ? 1 : 0;
 }
 
 /** A bar between two measured s_kv, or an arrow that points away from the only end that was measured. */

@@ -1,9 +1,10 @@
 // A history as a chart: values with intervals over commits, change points, and a strip for points without a value.
 
-import { address, change, commitLink, date, element, number, pointText, short, table, withUnit } from "./page.js";
+import { address, change, commitLink, date, element, number, pointText, short, table, twoLines, withUnit } from "./page.js";
 import { axis, chart, tooltip } from "./chart.js";
 
 const WINDOW = 300; // commits shown at first
+const LISTED = 30; // change points in words
 
 /**
  * The parts of a panel.
@@ -30,6 +31,7 @@ function option(commits, lines, unit, label, ink) {
   const x = axis(ink, { ...across, gridIndex: 0, axisLabel: { show: !strip, formatter: named } });
   const y = axis(ink, {
     type: most / least > 5 ? "log" : "value",
+    logBase: unit === "s" ? 10 : 2,
     scale: true,
     name: label,
     nameTextStyle: { color: ink.faint, align: "left", padding: [0, 0, 0, -46] },
@@ -127,16 +129,22 @@ function newest(commits, lines, unit) {
 }
 
 function moved(commits, lines) {
-  const rows = lines.flatMap((line) => line.changes.map((step) => [step.index, line, step])).sort((a, b) => b[0] - a[0]);
+  const found = new Map(); // lines that moved by the same are said once
+  for (const line of lines) {
+    for (const step of line.changes) {
+      const key = `${step.index} ${stepText(step)}`;
+      found.set(key, { step, names: [...(found.get(key)?.names ?? []), line.name] });
+    }
+  }
+  const rows = [...found.values()].sort((a, b) => b.step.index - a.step.index);
   if (!rows.length) return [element("p", { class: "faint" }, "No change point.")];
-  const cells = rows.slice(0, 30).map(([at, line, step]) => [
-    commitLink(commits.hash[at]),
-    commits.subject[at],
-    line.name,
-    { ...number(stepText(step), kindOf(step) === "bad" ? "regressed" : kindOf(step) === "good" ? "improved" : ""), number: false },
+  const cells = rows.slice(0, LISTED).map(({ step, names }) => [
+    twoLines(commitLink(commits.hash[step.index]), commits.subject[step.index]),
+    names.join(", "),
+    { text: stepText(step), kind: { bad: "regressed", good: "improved", faint: "faint" }[kindOf(step)] },
   ]);
-  const more = rows.length > 30 ? [element("p", { class: "faint" }, `${rows.length - 30} older ones are in the chart alone.`)] : [];
-  return [element("h3", {}, "Change points"), table(["commit", "subject", "series", "change"], cells), ...more];
+  const more = rows.length > LISTED ? [element("p", { class: "faint" }, `${rows.length - LISTED} older ones are in the chart alone.`)] : [];
+  return [element("h3", {}, "Change points"), table(["commit", "series", "change"], cells), ...more];
 }
 
 function silent(lines) {
