@@ -97,6 +97,14 @@ $(VENV)/ready-to-check: requirements-check.txt $(VENV)/ready
 	$(PIP) install --constraint $(VENV)/constraints.txt --requirement requirements-check.txt
 	@touch $@
 
+# Tests of the pages need a browser. Where there is none, root gets Debian's; others install one, or see the tests skip.
+$(VENV)/ready-to-browse: requirements-browser.txt $(VENV)/ready
+	$(PIP) install --constraint $(VENV)/constraints.txt --requirement requirements-browser.txt
+	@command -v chromium chromium-browser google-chrome > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \
+	    apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends chromium fonts-dejavu-core > /dev/null; } || \
+	    echo "no chromium here, and none could be installed: the tests of the dashboard's pages are skipped"
+	@touch $@
+
 # The commit is built into the library's record of itself, so a new one rebuilds too (seconds: ninja knows the rest).
 build/asked: FORCE
 	@mkdir -p build
@@ -208,7 +216,7 @@ test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests 
 	$(if $(SIDE_BY_SIDE),OMP_NUM_THREADS=$$(($$(nproc) / $(TEST_JOBS)))) FLASH_DSA_REQUIRE_GPU=$(GPU) \
 	    JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow" --junitxml=build/junit.xml
 
-test-all: check test wheel ## and a wheel with all targets, and the slow tests
+test-all: check test wheel $(VENV)/ready-to-browse ## and a wheel with all targets, and the slow tests
 	$(PY) -m pytest -m slow
 
 # PyPI's nvcc, in a folder of its own: in .venv its CUDA runtime could replace torch's.
