@@ -80,7 +80,7 @@ function option(commits, code, kernels, column, label, ink) {
 }
 
 const figureText = (value) => (value === null ? "unknown" : String(value));
-const hashText = (hash) => element("code", { title: hash ?? "" }, hash ? hash.slice(0, 10) : "unknown");
+const hashText = (hash) => element("code", { class: "hash", title: hash ?? "" }, hash ? hash.slice(0, 10) : "unknown");
 
 function overview(commits, code, kernels) {
   const right = (text) => ({ text, number: true });
@@ -94,16 +94,17 @@ function overview(commits, code, kernels) {
 }
 
 function changes(commits, code, kernels) {
-  const found = kernels.flatMap(([name, steps]) => steps.slice(1).map(([at, row], number) => ({ name, at, row, before: steps[number][1] })));
-  if (!found.length) return [element("p", { class: "faint" }, "No kernel changed between recorded commits.")];
-  found.sort((a, b) => b.at - a.at);
-  const rows = found.slice(0, 60).map(({ name, at, row, before }) => [twoLines(commitLink(commits.hash[at]), commits.subject[at]), element("code", {}, name), changeText(code, before, row)]);
+  const found = kernels.flatMap(([name, steps]) => steps.map(([at, row], number) => ({ name, at, row, before: steps[number - 1]?.[1] ?? null })));
+  const later = found.filter((one) => one.at > code.recorded[0]);
+  if (!later.length) return [element("p", { class: "faint" }, "No kernel changed between recorded commits.")];
+  later.sort((a, b) => b.at - a.at);
+  const rows = later.slice(0, 60).map(({ name, at, row, before }) => [twoLines(commitLink(commits.hash[at]), commits.subject[at]), element("code", {}, name), changeText(code, before, row)]);
   return [element("h3", {}, "Changes"), table(["commit", "kernel", "change"], rows)];
 }
 
 function changeText(code, before, row) {
   if (row === null) return "removed";
-  if (before === null) return "added again";
+  if (before === null) return "added";
   const parts = code.figures.flatMap((name, i) => (before[i] === row[i] ? [] : [`${name} ${figureText(before[i])} → ${figureText(row[i])}`]));
   return parts.join(", ") || "other machine code, same figures";
 }

@@ -83,7 +83,7 @@ function option(cells, before, ink) {
   return {
     textStyle: { color: ink.ink },
     grid: { left: 74, right: 10, top: 14, bottom: 46 },
-    xAxis: axis(ink, { type: "category", data: xs, name: "s_kv", nameLocation: "middle", nameGap: 28, splitArea: { show: false }, axisLabel: { hideOverlap: false, fontSize: 11 } }),
+    xAxis: axis(ink, { type: "category", data: xs, name: "s_kv", nameLocation: "middle", nameGap: 28, splitArea: { show: false }, axisLabel: { hideOverlap: false, interval: 0, fontSize: 10 } }),
     yAxis: axis(ink, { type: "category", data: ys, axisLabel: { fontSize: 11, formatter: (name) => name.replace(", ", "\n") } }),
     visualMap: { show: false, seriesIndex: 0, min: least, max: most > least ? most : least + 1e-9, inRange: { color: before === null ? ["#fde7c3", "#e8a33d", "#9c4a00"] : faster } },
     tooltip: tooltip(ink, "item", (found) => told(found.data, before)),

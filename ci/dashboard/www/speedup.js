@@ -4,7 +4,7 @@ import { chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, 
 import { axis, chart, colourOf, tooltip } from "./chart.js";
 import { tracks } from "./tracks.js";
 
-const NOTE = "Times of sparse_fwd by flash_dsa against other ways to attend; above 1x it is faster. All of a point were timed in turns in one process. The indexer that chooses the topk and the projection GEMMs are not counted.";
+const NOTE = "Times of sparse_fwd by flash_dsa against other ways to attend; above 1x it is faster. Both times of a ratio were taken in turns, in one process. The indexer that chooses the topk and the projection GEMMs are not counted.";
 const LEGEND = "Bars reach from the largest measured s_kv at which dense is faster to the smallest from which on sparse is, both beyond their 99 % intervals; an arrow leads away from the measured s_kv where all of them are on one side. Nothing is extrapolated.";
 
 guarded(async () => {
