@@ -218,9 +218,10 @@ def _listed(name: str, place: Place, series: Series) -> dict[str, Any]:
 
 
 def _change(point: ChangePoint, alert: Alert) -> dict[str, Any]:
-    names = ("index", "earliest", "latest", "before", "after", "ratio", "low", "high")
+    places = {name: getattr(point, name) for name in ("index", "earliest", "latest")}
+    levels = {name: _or_none(getattr(point, name)) for name in ("before", "after", "ratio", "low", "high")}
     settled = {"verdict": alert.verdict.value, "cause": alert.cause.value, "status": alert.status.value}
-    return {**{name: getattr(point, name) for name in names}, **settled, "alert": alert.id}
+    return {**places, **levels, **settled, "alert": alert.id}
 
 
 @dataclass(frozen=True)
@@ -280,8 +281,12 @@ def _columns(states: NDArray[np.int8], tables: Sequence[Values], reasons: Mappin
 
 
 def _known(values: Values) -> list[float | None]:
-    """As JSON has them: null for what is not known."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+    return [_or_none(value) for value in values.tolist()]
+
+
+def _or_none(value: float) -> float | None:
+    """As JSON has it: null for what is not known."""
+    return value if math.isfinite(value) else None
 
 
 def _rounded(values: Values) -> Values:
@@ -396,12 +401,15 @@ def _verdict(counts: Mapping[str, int], alerts: Sequence[Alert], commits: int) -
     slower = [one for one in ours if one.verdict is Verdict.REGRESSED]
     standing = [one for one in slower if one.status is Status.OPEN]
     weak = [one for one in slower if one.status is Status.WEAK]
+    lost = [one for one in ours if one.verdict is Verdict.MISSING and one.status is Status.OPEN]
     if counts["failed"]:
         return Verdict.FAILED, f"{counts['failed']} points failed at the newest commit"
     if standing:
         return Verdict.REGRESSED, f"{len(standing)} regressions stand open"
     if counts["missing"]:
         return Verdict.MISSING, f"{counts['missing']} points were measured at the commit before, not at the newest"
+    if lost:
+        return Verdict.MISSING, f"{sum(len(one.moved) for one in lost)} points that had a value are n/a since"
     if commits < 2:
         return Verdict.NEW, "one commit measured: nothing to compare with"
     if weak:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ci.results import Unreadable
+from ci.results import Unreadable, read_text
 
 Key = tuple[str, ...]  # of a point: the view's name and its parameters
 
@@ -43,7 +43,7 @@ def read(path: Path) -> Sidecar:
     fingerprint: Mapping[str, Any] | None = None
     cycles, reasons, problems = {}, {}, {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in read_text(path).splitlines() if path.exists() else ():
             said = json.loads(line)
             if isinstance(said.get("machine"), dict):
                 facts = said["machine"]
@@ -58,7 +58,7 @@ def read(path: Path) -> Sidecar:
                 reasons[key] = str(said["error"])
             if "op" in said:
                 problems[key] = {name: said.get(name) for name in _PROBLEM}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
     return Sidecar(facts, fingerprint, cycles, reasons, problems)
 

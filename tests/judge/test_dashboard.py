@@ -77,8 +77,10 @@ def test_change_points_are_at_their_commits_with_their_cause(made: Path) -> None
     _, content = series_of(made, "h100-sxm", **OURS)
     found = [(one["index"], one["verdict"], one["cause"], one["status"]) for one in content["changes"]]
     slower, faster = invented.SLOWER_AT, invented.FASTER_AT
-    assert found == [(slower, "regressed", "code", "fixed"), (faster, "improved", "code", "open")]
-    assert [one["ratio"] for one in content["changes"]] == pytest.approx([1.05, 0.8], rel=0.003)
+    lost = (invented.FAILED_AT, "failed", "unknown", "fixed")
+    assert found == [lost, (slower, "regressed", "code", "fixed"), (faster, "improved", "code", "open")]
+    ratios = [one["ratio"] for one in content["changes"]]
+    assert ratios[0] is None and ratios[1:] == pytest.approx([1.05, 0.8], rel=0.003)
 
 
 def test_a_speedup_is_the_ratio_with_the_interval_of_both(made: Path) -> None:
@@ -167,7 +169,8 @@ def test_the_overview_has_a_verdict_for_each_machine(made: Path, tree: invented.
     found = {names[one["place"]]: one for one in overview["machines"]}
     assert found["h100-sxm"]["verdict"] == "improved" and found["<b>h200"]["verdict"] == "inconclusive"
     assert found["h100-sxm"]["counts"] == {"measured": 31, "na": 1, "failed": 0, "missing": 0}
-    faster, slower = overview["alerts"]
+    faster, slower, lost = overview["alerts"]
+    assert (lost["verdict"], lost["commits"][0]) == ("failed", tree.commits[invented.FAILED_AT])
     assert (faster["commits"][0], slower["commits"][0]) == (tree.commits[16], tree.commits[8])
     assert slower["fixed_by"] == tree.commits[16] and len(slower["series"]) == 18
 

@@ -312,7 +312,7 @@ def long_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 ("control.Control.track_seconds", [["'copy'", "'gemm'"]], lambda x: x[198:]),
             )
         }
-        content = {"commit_hash": f"{number:040x}", "date": 1.79e12 + number * 3.6e6, "env_name": "py"}
+        content = {"commit_hash": f"{number:040x}", "date": 1.79e12 + number * 3.6e6, "env_name": "py", "version": 2}
         content |= {"result_columns": invented._COLUMNS, "results": results}
         (root / "results" / "box" / f"{number:040x}-py.json").write_text(json.dumps(content))
     shutil.copytree(Path(asv.__file__).parent / "www", root / "html")

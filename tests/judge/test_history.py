@@ -53,23 +53,19 @@ def test_series_are_ordered_by_date_with_gaps_where_nothing_is(tmp_path: Path) -
     assert found["scalar", ()].failed == () == found["scalar", ()].not_applicable  # not run is neither
 
 
-def test_the_detail_of_a_point_tells_apart_why_there_is_no_value(tmp_path: Path) -> None:
-    params = [["1", "2", "3"]]
-    write(
-        tmp_path,
-        "a" * 40,
-        5,
-        {"t": [[2.0, math.nan, None], params, "v1", 0, 1.0, [1.9, None, None], [2.2] + [None] * 2]},
-    )
+def test_a_state_tells_apart_why_there_is_no_value(tmp_path: Path) -> None:
+    params = [["1", "2", "3", "4"]]
+    row = [[2.0, math.nan, None, math.inf], params, "v1", 0, 1.0, [1.9] + [None] * 3, [2.2] + [None] * 3]
+    write(tmp_path, "a" * 40, 5, {"t": row})
     write(tmp_path, "b" * 40, 6, {"other": [[1.0], [], "v1"]})
-    found = {one.params: one.detail for one in history.read_tree(tmp_path) if one.benchmark == "t"}
-    states = {params: [State(state) for state in detail.states] for params, detail in found.items() if detail}
-    assert states == {
+    found = {one.params: one for one in history.read_tree(tmp_path) if one.benchmark == "t"}
+    assert {params: [State(state) for state in one.states] for params, one in found.items()} == {
         ("1",): [State.MEASURED, State.NOT_MEASURED],
         ("2",): [State.NOT_APPLICABLE, State.NOT_MEASURED],
         ("3",): [State.FAILED, State.NOT_MEASURED],
+        ("4",): [State.NOT_APPLICABLE, State.NOT_MEASURED],
     }
-    detail = found["1",]
+    detail = found["1",].detail
     assert detail and (detail.version, detail.dates, detail.low[0], detail.high[0]) == ("v1", (5.0, 6.0), 1.9, 2.2)
 
 

@@ -4,12 +4,13 @@ import { address, chosenPlaces, commitLink, commitsOf, controls, element, guarde
 
 const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
 const SETTLED = ["fixed", "acknowledged"];
+const LOST = ["failed", "missing"];
 
 guarded(async () => {
   const [index, overview] = await Promise.all([load("index.json"), load("overview.json")]);
   const fields = () => [
     machineField(index),
-    { name: "verdict", label: "what moved", options: [["", "slower and faster"], ["regressed", "slower"], ["improved", "faster"]] },
+    { name: "verdict", label: "what moved", options: [["", "all"], ["regressed", "slower"], ["improved", "faster"], ["lost", "without a value"]] },
     { name: "status", label: "status", options: [["", "all"], ["standing", "open or weak"], ["settled", "fixed or acknowledged"]] },
   ];
   await controls(fields, async (chosen) => [
@@ -23,7 +24,8 @@ guarded(async () => {
 });
 
 function wanted(alert, chosen) {
-  if (chosen.verdict && alert.verdict !== chosen.verdict) return false;
+  const kind = LOST.includes(alert.verdict) ? "lost" : alert.verdict;
+  if (chosen.verdict && kind !== chosen.verdict) return false;
   return !chosen.status || SETTLED.includes(alert.status) === (chosen.status === "settled");
 }
 

@@ -88,7 +88,7 @@ function whiskers(line) {
   };
 }
 
-const kindOf = (step) => (step.cause === "environment" ? "faint" : step.verdict === "regressed" ? "bad" : "good");
+const kindOf = (step) => (step.cause === "environment" ? "faint" : step.verdict === "improved" ? "good" : "bad");
 
 function steps(line, ink) {
   const data = line.changes
@@ -117,7 +117,8 @@ function told(commits, lines, unit, at) {
   return parts;
 }
 
-const stepText = (step) => `seconds ${change(step.ratio)} (${change(step.low)} to ${change(step.high)}), ${causes[step.cause]}, ${step.status}`;
+const lost = { failed: "fails since", missing: "nothing to measure since" };
+const stepText = (step) => `${lost[step.verdict] ?? `seconds ${change(step.ratio)} (${change(step.low)} to ${change(step.high)})`}, ${causes[step.cause]}, ${step.status}`;
 const causes = { code: "the code", environment: "the machine", unknown: "cause unknown" };
 
 function newest(commits, lines, unit) {
