@@ -99,7 +99,8 @@ def _dashboard(options: argparse.Namespace) -> int:
         raise UsageError(f"--commit-address: expected https://, got {address}")
     if not options.results.is_dir():
         raise UsageError(f"--results: expected a folder, got {options.results}")
-    asked = site.Options(options.html, history.tree_of(options.results), Path.cwd(), options.libraries, commit_address=address)
+    tree = history.tree_of(options.results)
+    asked = site.Options(options.html, tree, Path.cwd(), options.libraries, commit_address=address)
     missing = site.make(replace(asked, may_lack_libraries=options.may_lack_libraries))
     if missing:
         print(f"ci dashboard: {missing}", file=sys.stderr)

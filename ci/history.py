@@ -195,9 +195,10 @@ def _series(machine: str, environment: str, results: list[_Result], keys: list[_
         not_applicable[result.series, column] = np.isnan(result.rows[0]) & ~result.failed
     for number in sorted({int(number) for result in results for number in result.series}):
         benchmark, params, version = keys[number]
-        without = (tuple(map(int, np.flatnonzero(where[number]))) for where in (failed, not_applicable))
+        lost, lacking = (tuple(map(int, np.flatnonzero(where[number]))) for where in (failed, not_applicable))
         detail = Detail(version, dates, low[number], high[number])
-        yield History(benchmark, params, machine, environment, commits, values[number], noise[number], *without, detail)
+        numbers = values[number], noise[number]
+        yield History(benchmark, params, machine, environment, commits, *numbers, lost, lacking, detail)
 
 
 def _read(path: Path, numbers: dict[_Key, int]) -> _Result:

@@ -200,7 +200,7 @@ def test_hovering_tells_the_point_and_a_message_is_text(browser: Any, address: s
         page.wait_for_selector(".tip")
         said = page.inner_text(".tip")
         assert tree.commits[invented.SLOWER_AT][:10] in said and invented.HOSTILE in said
-        assert f"flash_dsa: {value * 1e3:.4g} ms" in said and "seconds +5" in said and "the code" in said
+        assert f"flash_dsa: {value * 1e3:#.4g} ms" in said and "seconds +5" in said and "the code" in said
         visit.picture("hover")
 
 
@@ -277,7 +277,7 @@ def test_the_roofline_is_that_of_the_measured_clock(browser: Any, address: str) 
         assert "Peak at 1,700 MHz: 919.1 TFLOPS" in said
         flops = 2 * 128 * (576 + 512) * 4096 * 2048
         seconds = invented.seconds(0, invented.COMMITS - 1, 4096, 2048, "flash_dsa")
-        assert f"{flops / seconds / (132 * 4096 * 1.7e9) * 100:.3g} %" in said
+        assert f"{flops / seconds / (132 * 4096 * 1.7e9) * 100:#.3g} %" in said
 
 
 def test_a_missing_file_is_said(browser: Any, address: str) -> None:

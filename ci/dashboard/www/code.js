@@ -1,6 +1,6 @@
 // What the compiler made of the kernels: registers, spills, shared memory and hash of the machine code by commit.
 
-import { chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, load, machineField, number, panels, short, table, twoLines } from "./page.js";
+import { chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, load, machineField, number, panels, plural, short, table, twoLines } from "./page.js";
 import { axis, chart, colourOf, tooltip } from "./chart.js";
 
 const FIGURES = { registers: "registers a thread", spill_bytes: "spills, bytes a thread", shared_bytes: "static shared memory, bytes a block" };
@@ -23,7 +23,7 @@ guarded(async () => {
     await panels(chosenPlaces(index, chosen), async (place) => {
       const commits = await commitsOf(place);
       const code = codes.get(place.id);
-      if (!code.recorded.length) return [element("p", { class: "faint" }, `No fingerprint was recorded at any of the ${place.commits} commits measured here.`)];
+      if (!code.recorded.length) return [element("p", { class: "faint" }, `No fingerprint was recorded here: ${plural(place.commits, "commit")} measured.`)];
       const fits = ([name]) => (!chosen.target || name.startsWith(`${chosen.target}/`)) && name.toLowerCase().includes(chosen.kernel.toLowerCase());
       const kernels = Object.entries(code.kernels).filter(fits).sort(([a], [b]) => a.localeCompare(b));
       const said = `Recorded at ${code.recorded.length} of ${place.commits} commits. "Since" is the first recorded commit with this code.`;
@@ -83,14 +83,13 @@ const figureText = (value) => (value === null ? "unknown" : String(value));
 const hashText = (hash) => element("code", { class: "hash", title: hash ?? "" }, hash ? hash.slice(0, 10) : "unknown");
 
 function overview(commits, code, kernels) {
-  const right = (text) => ({ text, number: true });
   const rows = kernels.map(([name, steps]) => {
     const [at, row] = steps.at(-1);
     const kernel = element("code", {}, name);
     if (row === null) return [kernel, { text: "removed", kind: "faint" }, "", "", "", commitLink(commits.hash[at])];
     return [kernel, ...row.slice(0, 3).map((value) => number(figureText(value))), hashText(row[3]), commitLink(commits.hash[at])];
   });
-  return table(["kernel", right("registers"), right("spills, bytes"), right("shared, bytes"), "machine code", "since"], rows);
+  return table(["kernel", number("registers"), number("spills, bytes"), number("shared, bytes"), "machine code", "since"], rows);
 }
 
 function changes(commits, code, kernels) {

@@ -1,6 +1,6 @@
 // One commit: what moved with it, and every point measured at it beside the commit before.
 
-import { address, asked, change, chosenPlaces, commitsOf, controls, date, element, guarded, load, machineField, number, optionsOf, panels, pointsOf, pointText, position, sentences, table, twoLines } from "./page.js";
+import { address, asked, change, chosenPlaces, commitsOf, controls, date, element, guarded, load, machineField, number, optionsOf, panels, pointCell, pointsOf, position, sentences, table, twoLines } from "./page.js";
 
 guarded(async () => {
   const [index, overview] = await Promise.all([load("index.json"), load("overview.json")]);
@@ -54,8 +54,7 @@ async function points(index, place, commits, at, op) {
     const page = series.unit === "x" ? address("speedup", where) : address("history", { ...where, op: series.op });
     const link = element("a", { href: page }, `${series.s_kv ? `s_kv ${series.s_kv}, ` : ""}${series.variant}`);
     const what = [series.op, series.implementation].filter(Boolean).join(series.unit === "x" ? " over " : ", ");
-    rows.push([twoLines(link, what), number(pointText(point, series.unit), point?.state === "failed" ? "failed" : point?.value ? "" : "faint"), number(ratio)]);
+    rows.push([twoLines(link, what), pointCell(point, series.unit), number(ratio)]);
   });
-  const right = (text) => ({ text, number: true });
-  return table(["point", right("value (99 % interval)"), right("to the commit before")], rows);
+  return table(["point", number("value and 99 % interval"), number("to the commit before")], rows);
 }

@@ -187,27 +187,42 @@ export const short = (hash) => hash.slice(0, 10);
 export const date = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 10);
 export const commitLink = (hash) => element("a", { href: address("commit", { hash }) }, element("code", {}, short(hash)));
 
-const significant = (value, digits = 3) => (Number.isFinite(value) ? Number(value.toPrecision(digits)).toLocaleString("en-US", { maximumSignificantDigits: digits }) : "unknown");
+/** How a value in a unit is written: by what it is multiplied, and what stands behind it. */
+function scaleOf(value, unit) {
+  if (unit === "s") return value >= 1 ? [1, " s"] : value >= 1e-3 ? [1e3, " ms"] : [1e6, " µs"];
+  return { "%": [100, " %"], x: [1, "x"], ratio: [1, ""] }[unit] ?? [1, ` ${unit}`];
+}
 
 /** A value with its unit: seconds as s, ms or µs, a share as %, others as they are. */
 export function withUnit(value, unit, digits = 4) {
-  if (value === null || value === undefined) return "unknown";
-  if (unit === "s") {
-    const [scale, name] = value >= 1 ? [1, "s"] : value >= 1e-3 ? [1e3, "ms"] : [1e6, "µs"];
-    return `${significant(value * scale, digits)} ${name}`;
-  }
-  if (unit === "%") return `${significant(value * 100, digits)} %`;
-  if (unit === "x") return `${significant(value, digits)}x`;
-  return unit === "ratio" ? significant(value, digits) : `${significant(value, digits)} ${unit}`;
+  if (!Number.isFinite(value)) return "unknown";
+  const [scale, name] = scaleOf(value, unit);
+  return (value * scale).toLocaleString("en-US", { minimumSignificantDigits: digits, maximumSignificantDigits: digits }) + name;
 }
 
-/** A point with its interval, or why there is none. */
-export function pointText(point, unit) {
-  if (!point) return "not measured";
-  if (point.state) return point.reason ? `${point.state}: ${point.reason}` : point.state;
-  const ends = point.low === null || point.high === null ? "interval unknown" : `${withUnit(point.low, unit)} to ${withUnit(point.high, unit)}`;
-  return `${withUnit(point.value, unit)} (${ends})`;
+/** A value beside an axis: without the zeros that say how exact it is. */
+export function tick(value, unit) {
+  const [scale, name] = scaleOf(value, unit);
+  return (value * scale).toLocaleString("en-US", { maximumSignificantDigits: 4 }) + name;
 }
+
+/** A point and its interval, or what there is in its place and why. */
+function said(point, unit) {
+  if (!point) return ["not measured", ""];
+  if (point.state) return [point.state, point.reason];
+  const ends = point.low === null || point.high === null ? "interval unknown" : `${withUnit(point.low, unit)} to ${withUnit(point.high, unit)}`;
+  return [withUnit(point.value, unit), ends];
+}
+
+/** A point in a line. */
+export function pointText(point, unit) {
+  const [first, second] = said(point, unit);
+  if (!second) return first;
+  return point.state ? `${first}: ${second}` : `${first} (${second})`;
+}
+
+/** A point in a cell of a table. */
+export const pointCell = (point, unit) => number(twoLines(...said(point, unit)), point?.state === "failed" ? "failed" : point?.state ? "faint" : "");
 
 /** A ratio as a change with its sign, such as +1.2 %. */
 export function change(ratio, digits = 1) {

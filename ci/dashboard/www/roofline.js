@@ -1,6 +1,6 @@
 // How much of what the GPU can do at its measured clock the implementations reach.
 
-import { chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, number, optionsOf, panels, plural, pointsOf, position, suggestions, table, twoLines, withUnit } from "./page.js";
+import { chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, number, optionsOf, panels, plural, pointsOf, position, suggestions, table, tick, twoLines, withUnit } from "./page.js";
 import { axis, chart, colourOf, tooltip } from "./chart.js";
 
 const NOTE = "A point's clock is its SM cycles over its seconds; the roof is drawn at the median of these clocks, a share is taken at the point's own. Bytes are the compulsory ones: inputs read once, outputs written once.";
@@ -67,8 +67,7 @@ function shares(place, found) {
     const said = share === null ? "unknown" : share > 1 ? `${withUnit(share, "%", 3)}, impossible` : withUnit(share, "%", 3);
     return [twoLines(`s_kv ${s_kv}, ${variant}`, `${op}, ${implementation}`), number(withUnit(one.rate / 1e12, "TFLOPS", 3)), number(one.clock ? withUnit(one.clock / 1e6, "MHz") : "unknown"), number(said, share > 1 ? "failed" : "")];
   });
-  const right = (text) => ({ text, number: true });
-  return table(["point", right("rate"), right("clock"), right("share of the roofline")], rows);
+  return table(["point", number("rate"), number("clock"), number("share of the roofline")], rows);
 }
 
 function option(found, peak, names, ink) {
@@ -95,8 +94,8 @@ function option(found, peak, names, ink) {
     textStyle: { color: ink.ink },
     grid: { left: 56, right: 16, top: 58, bottom: 44 },
     legend: { top: 0, type: "scroll", textStyle: { color: ink.ink } },
-    xAxis: axis(ink, { type: "log", logBase: 2, name: "FLOP a byte (circles sparse, triangles dense)", nameLocation: "middle", nameGap: 26, min: ends[0], max: ends[1], axisLabel: { formatter: (value) => withUnit(value, "ratio"), showMinLabel: false, showMaxLabel: false } }),
-    yAxis: axis(ink, { type: "log", logBase: 2, name: "TFLOPS", axisLabel: { formatter: (value) => withUnit(value, "ratio") } }),
+    xAxis: axis(ink, { type: "log", logBase: 2, name: "FLOP a byte (circles sparse, triangles dense)", nameLocation: "middle", nameGap: 26, min: ends[0], max: ends[1], axisLabel: { formatter: (value) => tick(value, "ratio"), showMinLabel: false, showMaxLabel: false } }),
+    yAxis: axis(ink, { type: "log", logBase: 2, name: "TFLOPS", axisLabel: { formatter: (value) => tick(value, "ratio") } }),
     tooltip: tooltip(ink, "item", (hit) => (hit.data.one ? told(hit) : [element("div", {}, "roof")])),
     series,
   };

@@ -62,7 +62,7 @@ function bracketText(bracket, measured) {
   if (above === null && upto > measured[0]) return `at most ${upto}; at smaller ones neither is faster`;
   if (upto === null && above < measured.at(-1)) return `above ${above}; at larger ones neither is faster`;
   if (above === null) return `sparse is faster at every measured s_kv, from ${measured[0]} on`;
-  if (upto === null) return `sparse is at no measured s_kv faster, up to ${measured.at(-1)}`;
+  if (upto === null) return `sparse is faster at no measured s_kv, up to ${measured.at(-1)}`;
   return `above ${above}, at most ${upto}`;
 }
 
@@ -77,7 +77,7 @@ function crossoverOption(commits, families, heads, ink) {
   };
   return {
     textStyle: { color: ink.ink },
-    grid: { left: 62, right: 14, top: 40, bottom: count > 1 ? 84 : 44 },
+    grid: { left: 62, right: 14, top: 58, bottom: count > 1 ? 84 : 44 },
     legend: { top: 0, type: "scroll", textStyle: { color: ink.ink }, data: families.map((one) => `dense ${one.head_dims}`) },
     xAxis: axis(ink, { type: "category", data: commits.hash.map((_, at) => at), axisLabel: { formatter: (at) => `${short(commits.hash[at])}\n${date(commits.date[at])}` } }),
     yAxis: axis(ink, { type: "log", logBase: 2, name: "s_kv", min: sizes[0] / 2, max: sizes.at(-1) * 2, axisLabel: { formatter: (value) => (sizes.includes(value) ? String(value) : "") } }),

@@ -1,6 +1,6 @@
 // A history as a chart: values with intervals over commits, change points, and a strip for points without a value.
 
-import { address, change, commitLink, date, element, number, pointText, short, table, twoLines, withUnit } from "./page.js";
+import { address, change, commitLink, date, element, number, pointCell, pointText, short, table, tick, twoLines } from "./page.js";
 import { axis, chart, tooltip } from "./chart.js";
 
 const WINDOW = 300; // commits shown at first
@@ -35,7 +35,7 @@ function option(commits, lines, unit, label, ink) {
     scale: true,
     name: label,
     nameTextStyle: { color: ink.faint, align: "left", padding: [0, 0, 0, -46] },
-    axisLabel: { formatter: (value) => withUnit(value, unit, 3) },
+    axisLabel: { formatter: (value) => tick(value, unit) },
   });
   const grids = [{ left: 62, right: 14, top: 56, bottom: bottom + (strip ? 66 : 18) }];
   const xs = [x];
@@ -124,9 +124,9 @@ const causes = { code: "the code", environment: "the machine", unknown: "cause u
 function newest(commits, lines, unit) {
   const rows = lines.map((line) => {
     const at = [...line.points.keys()].reduce((a, b) => Math.max(a, b), -1);
-    return [line.name, at < 0 ? "" : commitLink(commits.hash[at]), number(pointText(line.points.get(at), unit))];
+    return [line.name, at < 0 ? "" : commitLink(commits.hash[at]), pointCell(line.points.get(at), unit)];
   });
-  return table(["newest", "commit", { text: "value (99 % interval)", number: true }], rows);
+  return table(["newest", "commit", number("value and 99 % interval")], rows);
 }
 
 function moved(commits, lines) {
