@@ -30,7 +30,7 @@ from ci.alerts import Alert, Cause, Status
 from ci.changepoint import ChangePoint, Values
 from ci.dashboard import sidecar, speedups, work
 from ci.dashboard.points import OURS, SPEEDUP, Point, point_of
-from ci.dashboard.sidecar import Sidecar
+from ci.dashboard.sidecar import Sidecars
 from ci.dashboard.speedups import Track
 from ci.history import History, State
 from ci.verdict import Verdict
@@ -63,7 +63,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Place:
-    """A machine with an environment: its commits in order, its series, and the sidecars of its commits."""
+    """A machine with an environment: its commits in order, its series, and the machine's sidecars."""
 
     id: str
     machine: str
@@ -72,19 +72,19 @@ class Place:
     commits: Sequence[str]
     dates: Sequence[float]
     series: Sequence[Series]
-    sidecars: Sequence[Sidecar]
+    sidecars: Sidecars
     left_out: int
 
 
-def places_of(histories: Sequence[History], alerts: Sequence[Alert], results: Path) -> Iterator[Place]:
+def places_of(
+    histories: Sequence[History], alerts: Sequence[Alert], sidecars: Mapping[str, Sidecars]
+) -> Iterator[Place]:
     """The places of a tree with their series.
 
     Series of a benchmark of which every point is n/a are counted, not shown: the grid of another kind of machine.
 
     Args:
-        histories: from `history.read_tree`. alerts: what `alerts.judge` made of them. results: the tree's folder.
-    Raises:
-        results.Unreadable: for a sidecar that is damaged.
+        histories: from `history.read_tree`. alerts: what `alerts.judge` made of them. sidecars: by machine.
     """
     changes: dict[int, list[tuple[ChangePoint, Alert]]] = {}
     for alert in alerts:
@@ -95,10 +95,8 @@ def places_of(histories: Sequence[History], alerts: Sequence[Alert], results: Pa
         by_place.setdefault((one.machine, one.environment), []).append(one)
     machines = [machine for machine, _ in by_place]
     for number, ((machine, environment), found) in enumerate(by_place.items()):
-        sidecars = [sidecar.read(results / machine / f"{commit}.telemetry.jsonl") for commit in found[0].commits]
-        problems = {key: fields for one in sidecars for key, fields in one.problems.items()}
         detail = found[0].detail
-        series = list(_measured(found, changes, problems))
+        series = list(_measured(found, changes, sidecars[machine].problems))
         yield Place(
             id=f"p{number}",
             machine=machine,
@@ -107,7 +105,7 @@ def places_of(histories: Sequence[History], alerts: Sequence[Alert], results: Pa
             commits=found[0].commits,
             dates=detail.dates if detail else (),
             series=[*series, *_speedups(series)],
-            sidecars=sidecars,
+            sidecars=sidecars[machine],
             left_out=len(found) - len(series),
         )
 
@@ -179,7 +177,8 @@ def write(folder: Path, places: Sequence[Place], alerts: Sequence[Alert], subjec
 
 
 def _place(place: Place) -> dict[str, Any]:
-    newest = next((one.facts for one in reversed(place.sidecars) if one.facts), {})
+    known_facts = place.sidecars.facts
+    newest = next((known_facts[commit] for commit in reversed(place.commits) if commit in known_facts), {})
     gpu = newest.get("gpu")
     peak = work.peak_of(gpu)
     known = None
@@ -245,13 +244,17 @@ class _Matrices:
         cycles = np.full(values.shape, np.nan)
         by_series: dict[int, dict[int, str]] = {}
         by_commit: dict[int, dict[int, str]] = {}
+        beside = place.sidecars
+        columns = {commit: column for column, commit in enumerate(place.commits)}
+        recorded = [commit for commit in beside.places if commit in columns]
+        to, taken = [columns[commit] for commit in recorded], [beside.places[commit] for commit in recorded]
         for row, one in enumerate(place.series):
-            for column, beside in enumerate(place.sidecars):
-                if one.point.unit == "s" and one.point.key in beside.cycles:
-                    cycles[row, column] = beside.cycles[one.point.key]
-                if one.point.key in beside.reasons:
-                    by_series.setdefault(row, {})[column] = beside.reasons[one.point.key]
-                    by_commit.setdefault(column, {})[row] = beside.reasons[one.point.key]
+            if one.point.unit == "s" and one.point.key in beside.cycles:
+                cycles[row, to] = beside.cycles[one.point.key][taken]
+            for commit, reason in beside.reasons.get(one.point.key, {}).items():
+                if commit in columns:
+                    by_series.setdefault(row, {})[columns[commit]] = reason
+                    by_commit.setdefault(columns[commit], {})[row] = reason
         tables = tuple(map(_rounded, (values, low, high, cycles)))
         return _Matrices(tables, np.array([track.states for track in tracks]), by_series, by_commit)
 
@@ -326,7 +329,8 @@ def _ends(track: Track) -> tuple[list[float], list[float]]:
 
 def _code(place: Place) -> dict[str, Any]:
     """Fingerprints: of every kernel the figures where they changed, null from where on it is not there."""
-    known = [(at, one.fingerprint) for at, one in enumerate(place.sidecars) if one.fingerprint is not None]
+    recorded = place.sidecars.fingerprints
+    known = [(at, recorded[commit]) for at, commit in enumerate(place.commits) if commit in recorded]
     kernels: dict[str, list[Any]] = {}
     host = [[at, fingerprint.get("host")] for at, fingerprint in known]
     for at, fingerprint in known:

@@ -7,63 +7,77 @@ with the problem's fields, `cycles_median` and `error`, and `grid` with the `err
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ci.changepoint import Values
+from ci.codegen import Fingerprint
 from ci.results import Unreadable, read_text
 
 Key = tuple[str, ...]  # of a point: the view's name and its parameters
 
+_END = ".telemetry.jsonl"
+_PROBLEM = ("op", "s_q", "s_kv", "h_q", "h_kv", "d_qk", "d_v", "topk", "causal", "indices", "features")
+
 
 @dataclass(frozen=True)
-class Sidecar:
-    """The sidecar of a commit.
+class Sidecars:
+    """The sidecars of a machine.
 
     Args:
-        facts: of the machine. fingerprint: of the code, or None. cycles: by point. reasons: why a point has no value.
-        problems: fields by point.
+        places: of commits in what has one number for each. facts: of the machine, by commit. fingerprints: by commit.
+        cycles: by point, one for each commit, NaN where unknown. problems: fields by point.
+        reasons: why a point has no value, by point and commit.
     """
 
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    fingerprint: Mapping[str, Any] | None = None
-    cycles: Mapping[Key, float] = field(default_factory=dict)
-    reasons: Mapping[Key, str] = field(default_factory=dict)
-    problems: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
+    places: Mapping[str, int]
+    facts: dict[str, Mapping[str, Any]]
+    fingerprints: dict[str, Fingerprint]
+    cycles: dict[Key, Values]
+    reasons: dict[Key, dict[str, str]]
+    problems: dict[Key, Mapping[str, Any]]
 
 
-def read(path: Path) -> Sidecar:
-    """The sidecar at a path; an empty one where there is none.
+def read(folder: Path) -> Sidecars:
+    """The sidecars in a machine's folder.
 
     Raises:
         results.Unreadable: for a line that is damaged, naming the file.
     """
-    facts: dict[str, Any] = {}
-    fingerprint: Mapping[str, Any] | None = None
-    cycles, reasons, problems = {}, {}, {}
-    try:
-        for line in read_text(path).splitlines() if path.exists() else ():
-            said = json.loads(line)
-            if isinstance(said.get("machine"), dict):
-                facts = said["machine"]
-            if isinstance(said.get("fingerprint"), dict):
-                fingerprint = said["fingerprint"]
-            key = _key(said)
-            if key is None:
-                continue
-            if isinstance(said.get("cycles_median"), (int, float)):
-                cycles[key] = float(said["cycles_median"])
-            if said.get("error"):
-                reasons[key] = str(said["error"])
-            if "op" in said:
-                problems[key] = {name: said.get(name) for name in _PROBLEM}
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
-    return Sidecar(facts, fingerprint, cycles, reasons, problems)
+    paths = {path.name.removesuffix(_END): path for path in sorted(folder.glob(f"*{_END}"))}
+    places = {commit: place for place, commit in enumerate(paths)}
+    found = Sidecars(places, {}, {}, {}, {}, {})
+    for commit, path in paths.items():
+        try:
+            for line in read_text(path).splitlines():
+                _take(json.loads(line), commit, found)
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
+    return found
 
 
-_PROBLEM = ("op", "s_q", "s_kv", "h_q", "h_kv", "d_qk", "d_v", "topk", "causal", "indices", "features")
+def _take(said: Mapping[str, Any], commit: str, found: Sidecars) -> None:
+    """Puts what a line says where it belongs; equal facts and fingerprints of many commits are kept once."""
+    for name, kept in (("machine", found.facts), ("fingerprint", found.fingerprints)):
+        if isinstance(said.get(name), dict):
+            last = next(reversed(kept.values()), said[name])
+            kept[commit] = last if last == said[name] else said[name]
+    key = _key(said)
+    if key is None:
+        return
+    if isinstance(said.get("cycles_median"), (int, float)):
+        if key not in found.cycles:
+            found.cycles[key] = np.full(len(found.places), math.nan)
+        found.cycles[key][found.places[commit]] = said["cycles_median"]
+    if said.get("error"):
+        found.reasons.setdefault(key, {})[commit] = str(said["error"])
+    if "op" in said and key not in found.problems:
+        found.problems[key] = {name: said.get(name) for name in _PROBLEM}
 
 
 def _key(said: Mapping[str, Any]) -> Key | None:

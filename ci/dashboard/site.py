@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci import alerts, history, policy
-from ci.dashboard import data, libraries
+from ci.dashboard import data, libraries, sidecar
 from ci.dashboard.data import Subjects
 from ci.results import Unreadable
 
@@ -136,9 +136,14 @@ def _rendered(shell: string.Template, page: Page, project: str) -> str:
 
 def _write_data(options: Options, folder: Path) -> None:
     histories = history.read_tree(options.results)
-    fingerprints = alerts.read_fingerprints(options.results)
+    sidecars = {machine: sidecar.read(options.results / machine) for machine in {one.machine for one in histories}}
+    fingerprints = {
+        (machine, commit): fingerprint
+        for machine, beside in sidecars.items()
+        for commit, fingerprint in beside.fingerprints.items()
+    }
     found = alerts.judge(histories, policy.load().history, fingerprints, alerts.read_acknowledged())
-    places = list(data.places_of(histories, found, options.results))
+    places = list(data.places_of(histories, found, sidecars))
     facts = {"project": options.project, "commit_address": options.commit_address}
     data.write(folder, places, found, _subjects(options.repository), facts)
 

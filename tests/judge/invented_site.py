@@ -17,7 +17,7 @@ MACHINES = ("h100-sxm", "<b>h200")
 S_KV, TOPK, HEADS = (4096, 8192, 16384), (512, 2048), ("192x128", "576x512")
 IMPLEMENTATIONS = ("flash_dsa", "naive", "flash_mla")
 FAILED_AT = 5  # ours at the largest s_kv and topk
-_COLUMNS = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b"]
+COLUMNS = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _write_commit(folder: Path, machine: int, number: int, commit: str) -> None:
         "sparse_prefill.SparsePrefillSmoke.track_seconds": _row([math.nan], [["1024"], ["64"], ["'flash_dsa'"]]),
     }
     content = {"commit_hash": commit, "date": (1_790_000_000 + number * 86_400) * 1000, "env_name": "py"}
-    content |= {"result_columns": _COLUMNS, "results": rows, "version": 2}
+    content |= {"result_columns": COLUMNS, "results": rows, "version": 2}
     (folder / f"{commit[:8]}-py.json").write_text(json.dumps(content))
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / f"{commit}.telemetry.jsonl").write_text(text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import http.server
-import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import asv
 import pytest
 from judge import invented_site as invented
+from judge import long_history
 
 from ci.dashboard import libraries, site
 
@@ -25,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "build" / "screenshots"
+LIBRARIES = ROOT / "build" / "libraries"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390), "phone-dark": ("dark", 390)}
 PAGES = [page.name for page in site.PAGES]
@@ -60,12 +64,18 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-def make(html: Path, tree: invented.Tree) -> None:
-    """Our pages in a folder that holds asv's site; its libraries are those that `make publish` keeps."""
+@pytest.fixture(scope="module", autouse=True)
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The libraries that `make publish` keeps."""
     try:
-        site.make(site.Options(html, tree.results, tree.repository, ROOT / "build" / "libraries"))
+        libraries.provide([libraries.CHARTS, *libraries.ASV], LIBRARIES, tmp_path_factory.mktemp("libraries"))
     except libraries.LibraryError as error:
         pytest.skip(f"no libraries: {error}")
+
+
+def make(html: Path, tree: invented.Tree) -> None:
+    """Our pages in a folder that holds asv's site."""
+    site.make(site.Options(html, tree.results, tree.repository, LIBRARIES))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +86,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> invented.Tree:
 @pytest.fixture(scope="module")
 def address(tree: invented.Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where our pages of the invented history are."""
-    import asv
-
     html = tmp_path_factory.mktemp("site") / "html"
     shutil.copytree(Path(asv.__file__).parent / "www", html)
     make(html, tree)
@@ -289,45 +297,46 @@ def test_a_missing_file_is_said(browser: Any, address: str) -> None:
         visit.problems.clear()
 
 
-COMMITS, S_KV, TOPK = 10_000, [str(4096 << i) for i in range(6)], [str(256 * i) for i in range(1, 12)]
+@dataclass(frozen=True)
+class Published:
+    """What our part of a site of a long history cost."""
+
+    html: Path
+    seconds: float
+    gigabytes: float
+
+
+def publish(root: Path, commits: int) -> Published:
+    tree = long_history.write(root, commits)
+    shutil.copytree(Path(asv.__file__).parent / "www", root / "html")
+    folders = ["html", "--results", str(tree.results), "--libraries", str(LIBRARIES)]
+    command = [sys.executable, "-m", "ci", "dashboard", *folders]
+    begin = time.monotonic()
+    started = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _, status, usage = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
+    assert started.returncode == 0
+    return Published(root / "html", time.monotonic() - begin, usage.ru_maxrss / 1e6)
 
 
 @pytest.fixture(scope="module")
-def long_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def long_site(tmp_path_factory: pytest.TempPathFactory) -> Published:
     """Pages of 10,000 commits of 200 series."""
-    import asv
-    import numpy as np
+    return publish(tmp_path_factory.mktemp("long"), 10_000)
 
-    root = tmp_path_factory.mktemp("long")
-    values = 1e-3 * np.exp(np.random.default_rng(0).normal(0, 0.004, (COMMITS, 200)))
-    values *= (1 + 0.03 * (np.arange(COMMITS) // 500))[:, None]
-    implementations = [f"'{name}'" for name in invented.IMPLEMENTATIONS]
-    (root / "results" / "box").mkdir(parents=True)
-    for number, row in enumerate(values.round(9).tolist()):
-        ends = [[value * factor for value in row] for factor in (0.998, 1.002)]
-        results = {
-            name: [part(row), params, "v", 0, 1.0, part(ends[0]), part(ends[1])]
-            for name, params, part in (
-                ("sparse_prefill.SparsePrefill.track_seconds", [S_KV, TOPK, implementations], lambda x: x[:198]),
-                ("control.Control.track_seconds", [["'copy'", "'gemm'"]], lambda x: x[198:]),
-            )
-        }
-        content = {"commit_hash": f"{number:040x}", "date": 1.79e12 + number * 3.6e6, "env_name": "py", "version": 2}
-        content |= {"result_columns": invented._COLUMNS, "results": results}
-        (root / "results" / "box" / f"{number:040x}-py.json").write_text(json.dumps(content))
-    shutil.copytree(Path(asv.__file__).parent / "www", root / "html")
-    make(root / "html", invented.Tree(root, root / "results", ()))
-    with served(root / "html") as where:
-        yield f"{where}/{site.FOLDER}"
+
+def test_a_long_history_takes_a_minute_and_grows_with_its_length(long_site: Published, tmp_path: Path) -> None:
+    short = publish(tmp_path, 2500)
+    print(f"2,500 commits: {short.seconds:.1f} s; 10,000: {long_site.seconds:.1f} s, {long_site.gigabytes:.2f} GB")
+    assert long_site.seconds < 60 and long_site.gigabytes < 2
+    assert long_site.seconds < 6 * short.seconds
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_of_a_long_history_open_in_three_seconds(browser: Any, long_history: str, name: str) -> None:
-    import time
-
-    with visiting(browser) as visit:
+def test_pages_of_a_long_history_open_in_three_seconds(browser: Any, long_site: Published, name: str) -> None:
+    with served(long_site.html) as where, visiting(browser) as visit:
         begin = time.monotonic()
-        visit.open(f"{long_history}/{name}.html")
+        visit.open(f"{where}/{site.FOLDER}/{name}.html")
         seconds = time.monotonic() - begin
         print(f"{name}: {seconds:.2f} s")
         visit.picture(f"long-{name}")
