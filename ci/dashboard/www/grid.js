@@ -73,8 +73,12 @@ function option(cells, before, ink) {
     const base = other.get(`${cell.x} ${cell.y}`);
     const value = !cell.point?.value ? null : before === null ? cell.point.value : base?.value ? cell.point.value / base.value : null;
     const place = [xs.indexOf(cell.x), ys.indexOf(cell.y)];
-    if (value === null) without.push({ value: [...place, 0], cell, base, missing: stateOf(cell.point) ?? `base ${stateOf(base)}` });
-    else known.push({ value: [...place, before === null ? Math.log(value) : Math.log(value) * 100], shown: value, cell, base });
+    if (value === null) {
+      const missing = stateOf(cell.point) ?? `base ${stateOf(base)}`;
+      without.push({ value: [...place, 0], cell, base, missing, label: { color: missing.endsWith("failed") ? ink.bad : ink.faint } });
+    } else {
+      known.push({ value: [...place, before === null ? Math.log(value) : Math.log(value) * 100], shown: value, cell, base });
+    }
   }
   const logs = known.map((one) => one.value[2]);
   const reach = Math.max(1, ...logs.map(Math.abs));
@@ -89,7 +93,7 @@ function option(cells, before, ink) {
     tooltip: tooltip(ink, "item", (found) => told(found.data, before)),
     series: [
       { type: "heatmap", data: known, itemStyle: { borderColor: ink.background, borderWidth: 2 }, label: { show: true, fontSize: 11, ...labels(before, least, most) } },
-      { type: "heatmap", data: without, itemStyle: { borderColor: ink.background, borderWidth: 2, color: ink.raised }, label: { show: true, fontSize: 11, color: ink.faint, formatter: (found) => found.data.missing } },
+      { type: "heatmap", data: without, itemStyle: { borderColor: ink.background, borderWidth: 2, color: ink.raised }, label: { show: true, fontSize: 11, formatter: (found) => found.data.missing } },
     ],
   };
 }

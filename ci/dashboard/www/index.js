@@ -5,6 +5,7 @@ import { address, chosenPlaces, commitLink, commitsOf, controls, element, guarde
 const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
 const SETTLED = ["fixed", "acknowledged"];
 const LOST = ["failed", "missing"];
+const SHOWN = 12; // alerts before the rest is folded away
 
 guarded(async () => {
   const [index, overview] = await Promise.all([load("index.json"), load("overview.json")]);
@@ -29,7 +30,7 @@ function wanted(alert, chosen) {
   return !chosen.status || SETTLED.includes(alert.status) === (chosen.status === "settled");
 }
 
-const badge = (word) => element("span", { class: `badge ${word}` }, word);
+const badge = (word, kind = word) => element("span", { class: `badge ${kind}` }, word);
 
 function newest(state, place, commits) {
   const { measured, na, failed, missing } = state.counts;
@@ -45,7 +46,10 @@ function newest(state, place, commits) {
 function moved(found, state, index, place, commits) {
   const short = state.alerts > state.alerts_shown ? [element("p", { class: "faint" }, `The newest ${state.alerts_shown} of ${state.alerts} alerts.`)] : [];
   if (!found.length) return [element("p", { class: "faint" }, state.alerts ? "Nothing that fits." : "Nothing.")];
-  return [...short, ...found.map((one) => alert(one, index, place, commits))];
+  const told = found.map((one) => alert(one, index, place, commits));
+  const rest = told.slice(SHOWN);
+  const folded = rest.length ? [element("details", {}, element("summary", {}, `${rest.length} earlier`), ...rest)] : [];
+  return [...short, ...told.slice(0, SHOWN), ...folded];
 }
 
 function alert(one, index, place, commits) {
@@ -58,7 +62,7 @@ function alert(one, index, place, commits) {
   return element(
     "div",
     { class: "alert", id: one.id },
-    element("p", {}, badge(one.verdict), " since ", commitLink(one.commits[0]), `${near}: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
+    element("p", {}, badge(one.verdict, one.cause === "environment" ? "faint" : one.verdict), " since ", commitLink(one.commits[0]), `${near}: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
     ...sentences(one),
     element("p", { class: "faint" }, `${CAUSES[one.cause]}, `, ...settled, ". ", element("a", { href: address("history", where) }, `History of ${plural(one.series.length, "series", "series")}`)),
   );
