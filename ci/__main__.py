@@ -1,16 +1,18 @@
-"""`python -m ci report | pr | drill | judge | qualify | dashboard`."""
+"""`python -m ci report | pr | drill | judge | qualify | dashboard | history`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ci import alerts, docs, history, policy, pull_request, qualify, report, results, verdict
+from ci import alerts, builds, campaign, docs, history, policy, pull_request, qualify, report, results, verdict
 from ci import drill as drills
 from ci.arguments import Parser
 from ci.dashboard import libraries, site
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[options.command](options)
     except (
         UsageError,
-        pull_request.CheckError,
+        builds.CheckError,
         results.Unreadable,
         libraries.LibraryError,
         policy.PolicyError,
@@ -90,7 +92,23 @@ def _parser() -> Parser:
     )
     dashboard.add_argument("--commit-address", default="", help="to which a commit's hash is appended (default: none)")
     dashboard.add_argument("--may-lack-libraries", action="store_true", help="say what is missing instead of failing")
+    _add_history(commands)
     return parser
+
+
+def _add_history(commands: Any) -> None:
+    measured = commands.add_parser("history", help="run the asv suites over a range of commits, each built once")
+    measured.add_argument("range", help="commits, as in a..b, or one commit")
+    measured.add_argument("--machine", required=True, help="name of this machine in the results tree")
+    measured.add_argument("--python", default=sys.executable, help="interpreter of asv's environment (default: this)")
+    measured.add_argument(
+        "--touching", default="", help="only commits that changed one of these paths, as in kernels,setup.py"
+    )
+    measured.add_argument("--bridge", default="", help="commit that every piece measures again (default: the first)")
+    measured.add_argument("--build-only", action="store_true", help="build what is not built yet, measure nothing")
+    measured.add_argument("--again", action="store_true", help="also what was measured before")
+    measured.add_argument("--minutes", type=float, default=math.inf, help="begin no other commit after so long")
+    measured.add_argument("--bench", default="", help="which benchmarks, as `asv run --bench`")
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -105,6 +123,15 @@ def _dashboard(options: argparse.Namespace) -> int:
     if missing:
         print(f"ci dashboard: {missing}", file=sys.stderr)
     return verdict.NOTHING_TO_REPORT
+
+
+def _history(options: argparse.Namespace) -> int:
+    names = ("range", "machine", "python", "bridge", "build_only", "again", "minutes", "bench")
+    touching = tuple(filter(None, options.touching.split(",")))
+    chosen = campaign.Options(Path.cwd(), touching=touching, **{name: getattr(options, name) for name in names})
+    done = campaign.run(chosen)
+    print(f"{done.measured} measured, {done.before} before, {done.failed} do not build, {done.left} left")
+    return verdict.FOUND if done.failed or done.left else verdict.NOTHING_TO_REPORT
 
 
 def _judge(options: argparse.Namespace) -> int:
@@ -198,6 +225,7 @@ _COMMANDS = {
     "judge": _judge,
     "qualify": _qualify,
     "dashboard": _dashboard,
+    "history": _history,
 }
 
 

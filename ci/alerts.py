@@ -29,7 +29,7 @@ from ci.changepoint import ChangePoint
 from ci.history import History
 from ci.markdown import code
 from ci.policy import History as Rule
-from ci.results import Unreadable
+from ci.results import Unreadable, or_none
 from ci.verdict import FOUND, INCONCLUSIVE, NOTHING_TO_REPORT, CaseVerdict, Verdict
 
 if sys.version_info >= (3, 11):
@@ -525,16 +525,12 @@ def _document(alert: Alert) -> dict[str, Any]:
             {
                 "benchmark": one.history.benchmark,
                 "params": list(one.history.params),
-                **{name: _or_none(getattr(one.point, name)) for name in ("ratio", "low", "high", "before", "after")},
+                **{name: or_none(getattr(one.point, name)) for name in ("ratio", "low", "high", "before", "after")},
                 "commit": one.history.commits[one.point.index],
             }
             for one in alert.moved
         ],
     }
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def text(alerts: Sequence[Alert]) -> str:

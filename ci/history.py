@@ -25,7 +25,7 @@ from ci.changepoint import Values
 from ci.results import Unreadable, load
 
 _CI99 = 2 * 2.576  # width of a 99 % interval of a normal distribution, in standard deviations
-_NO_RESULTS = {"machine.json", "benchmarks.json"}
+NO_RESULTS = {"machine.json", "benchmarks.json"}
 _VERSION = 2  # of asv's result files
 _INTERVAL = ("stats_ci_99_a", "stats_ci_99_b")
 _WORDS = {"str": "text", "list": "list", "dict": "table"}
@@ -157,7 +157,7 @@ def read_tree(root: Path) -> list[History]:
             continue
         by_environment: dict[str, dict[str, tuple[Path, _Result]]] = {}
         for path, _ in _listed(machine):
-            if path.suffix != ".json" or path.name in _NO_RESULTS:
+            if path.suffix != ".json" or path.name in NO_RESULTS:
                 continue
             result = _read(path, numbers)
             known = by_environment.setdefault(result.environment, {})

@@ -5,24 +5,19 @@ Head's suite and protocol measure both builds. Nothing of the working tree is re
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ci import codegen, report, results
+from ci import builds, codegen, report, results
 from ci.baton import Baton, Message, Side, SideEnded
 from ci.policy import Policy
 from ci.stats import Block, Burst
@@ -33,10 +28,6 @@ START_SECONDS = 300.0  # to import torch on a cold disk
 READY_SECONDS = 300.0  # to make inputs and the reference of the largest case
 BURST_SECONDS = 120.0
 SUITE = ("asv_bench", "ci", "tests", "pyproject.toml")  # of head; without flash_dsa, which would hide the built one
-
-
-class CheckError(RuntimeError):
-    """The check itself cannot be made; exit code 3."""
 
 
 @dataclass
@@ -107,18 +98,19 @@ def run(options: Options, policy: Policy) -> results.Verdicts:
     """Checks head against base and writes report.md, verdicts.json, base.json and head.json.
 
     Raises:
-        CheckError: when the revisions are none, or this is no repository.
+        builds.CheckError: when the revisions are none, or this is no repository.
     """
-    commits = {"base": _commit(options.root, options.base), "head": _commit(options.root, options.head)}
+    revisions = {"base": options.base, "head": options.head}
+    commits = {name: builds.commit_of(options.root, revision) for name, revision in revisions.items()}
     output = output_of(options, commits["base"], commits["head"])
     output.mkdir(parents=True, exist_ok=True)
     plants = {"base": options.base_plant, "head": options.plant}
     sides = {name: _side(name, commits[name], plants[name], options.folder, output) for name in SIDES}
-    with _alone(output / "lock", f"another check of {output.name} is running"):
+    with builds.alone(output / "lock", f"another check of {output.name} is running"):
         for side in sides.values():
             side.log.unlink(missing_ok=True)
             side.folder.parent.mkdir(exist_ok=True)
-            with _alone(side.folder.with_suffix(".lock"), f"another check builds {side.commit[:12]}"):
+            with builds.alone(side.folder.with_suffix(".lock"), f"another check builds {side.commit[:12]}"):
                 _build(options.root, side)
         suite = _suite(options.root, commits["head"], output / "suite")
         if not any(side.failure for side in sides.values()):
@@ -126,7 +118,7 @@ def run(options: Options, policy: Policy) -> results.Verdicts:
                 sides["base"].folder, sides["head"].folder = sides["head"].folder, sides["base"].folder
             device = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
             lock = Path(tempfile.gettempdir()) / f"flash-dsa-check-{device}.lock"
-            with _alone(lock, "another check uses this machine"):
+            with builds.alone(lock, "another check uses this machine"):
                 _measure(sides, suite, output, policy, options)
         return _conclude(sides, output, options, policy)
 
@@ -143,43 +135,6 @@ def _side(name: str, commit: str, plant: str, folder: Path, output: Path) -> Che
     return Checked(name, commit, folder / "builds" / key, output / f"{name}.log", plant)
 
 
-def _commit(root: Path, revision: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise CheckError(f"revision: expected a commit of {root}, got {revision!r}")
-    return done.stdout.strip()
-
-
-@contextmanager
-def _alone(path: Path, message: str) -> Iterator[None]:
-    """Holds a lock, and says so when it has to wait for it."""
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{message}: waiting for it to end", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _export(root: Path, commit: str, folder: Path, names: tuple[str, ...] = ()) -> None:
-    """The files of a commit, without touching the working tree, the index or git's list of worktrees."""
-    there = subprocess.run(
-        ["git", "-C", str(root), "ls-tree", "--name-only", commit, *names], capture_output=True, text=True, check=True
-    ).stdout.split()
-    archive = subprocess.run(
-        ["git", "-C", str(root), "archive", commit, "--", *(there if names else ())], capture_output=True, check=True
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(folder, filter="data")
-
-
 def _build(root: Path, side: Checked) -> None:
     """Builds a side once; a killed build is begun anew. What fails is a failure of the side."""
     done = side.folder / "built"
@@ -187,23 +142,17 @@ def _build(root: Path, side: Checked) -> None:
         return
     side.folder.mkdir(parents=True, exist_ok=True)
     source = side.folder / "source"
-    _export(root, side.commit, source)
-    shutil.rmtree(side.site, ignore_errors=True)
+    builds.export(root, side.commit, source)
     print(f"building {side.name} {side.commit[:12]}", flush=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-build-isolation"]
-    command += ["--no-deps", "--target", str(side.site), str(source)]
-    environment = {**os.environ, "FLASH_DSA_COMMIT": side.commit, "FLASH_DSA_PLANT": side.plant}
-    environment.setdefault("FLASH_DSA_TARGETS", "native")
-    with side.log.open("wb") as log:
-        status = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    if status:
-        side.failure = _tail(side.log)
+    named = {"FLASH_DSA_COMMIT": side.commit, "FLASH_DSA_PLANT": side.plant}
+    if not builds.install(source, side.site, side.log, named):
+        side.failure = builds.tail(side.log)
         return
     done.touch()
 
 
 def _suite(root: Path, commit: str, folder: Path) -> Path:
-    _export(root, commit, folder, SUITE)
+    builds.export(root, commit, folder, SUITE)
     return folder
 
 
@@ -264,7 +213,7 @@ def _introduce(side: Checked, live: Side) -> None:
     library = hashlib.sha256((package / "libflash_dsa.so").read_bytes()).hexdigest()
     found = live.hello["build"]
     if found != {"folder": str(package), "library": library}:
-        raise CheckError(f"{side.name} runs another build: expected {package}, got {found['folder']}")
+        raise builds.CheckError(f"{side.name} runs another build: expected {package}, got {found['folder']}")
     side.hello = side.hello or live.hello
 
 
@@ -291,7 +240,7 @@ def _go_through(
 
 def _note_crash(sides: Mapping[str, Checked], ended: SideEnded, case: str) -> None:
     side = sides[ended.side]
-    side.failures[case] = {"reason": Reason.CRASH.value, "detail": f"{ended.reason}; {_tail(side.log, 300)}"}
+    side.failures[case] = {"reason": Reason.CRASH.value, "detail": f"{ended.reason}; {builds.tail(side.log, 300)}"}
     for checked in sides.values():
         checked.benchmarks.pop(case, None)
 
@@ -423,10 +372,3 @@ def _document(side: Checked, suite: str, known: Message) -> dict[str, Any]:
         "datetime": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "version": hello.get("version", ""),
     }
-
-
-def _tail(log: Path, most: int = 2000) -> str:
-    try:
-        return log.read_text(encoding="utf-8", errors="replace")[-most:].strip()
-    except OSError as error:
-        return str(error)

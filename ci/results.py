@@ -132,6 +132,11 @@ def load(path: Path) -> dict[str, Any]:
     return document
 
 
+def or_none(value: float) -> float | None:
+    """A number as JSON has it: null for one that is not known."""
+    return value if math.isfinite(value) else None
+
+
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     """Writes `verdicts.json`, whole or not at all."""
     cases = []

@@ -16,7 +16,6 @@ Positions count commits in a series, and series in a commit. What is not listed 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from ci.dashboard.points import OURS, SPEEDUP, Point, point_of
 from ci.dashboard.sidecar import Sidecars
 from ci.dashboard.speedups import Track
 from ci.history import History, State
+from ci.results import or_none
 from ci.verdict import Verdict
 
 _FEW = 5  # commits below which a history says nothing about a level
@@ -218,7 +218,7 @@ def _listed(name: str, place: Place, series: Series) -> dict[str, Any]:
 
 def _change(point: ChangePoint, alert: Alert) -> dict[str, Any]:
     places = {name: getattr(point, name) for name in ("index", "earliest", "latest")}
-    levels = {name: _or_none(getattr(point, name)) for name in ("before", "after", "ratio", "low", "high")}
+    levels = {name: or_none(getattr(point, name)) for name in ("before", "after", "ratio", "low", "high")}
     settled = {"verdict": alert.verdict.value, "cause": alert.cause.value, "status": alert.status.value}
     return {**places, **levels, **settled, "alert": alert.id}
 
@@ -284,12 +284,7 @@ def _columns(states: NDArray[np.int8], tables: Sequence[Values], reasons: Mappin
 
 
 def _known(values: Values) -> list[float | None]:
-    return [_or_none(value) for value in values.tolist()]
-
-
-def _or_none(value: float) -> float | None:
-    """As JSON has it: null for what is not known."""
-    return value if math.isfinite(value) else None
+    return [or_none(value) for value in values.tolist()]
 
 
 def _rounded(values: Values) -> Values:

@@ -14,7 +14,8 @@ import pytest
 from ci import __main__ as command
 from ci import policy, pull_request, results
 from ci.baton import Side
-from ci.pull_request import Checked, CheckError, Options
+from ci.builds import CheckError
+from ci.pull_request import Checked, Options
 from ci.verdict import Verdict
 
 FAKE = Path(__file__).with_name("fake_side.py")
