@@ -11,6 +11,7 @@
 #   DATA=folder          histories for `make qualify`; QUALIFY_OPTIONS are more arguments of `python -m ci qualify`
 #   FROM=folder          what `make keep` commits to the branch `records`; with PUSH=1 it is pushed
 #   LIBRARIES=folder     keeps the JavaScript that pages use (default: build/libraries); npm fetches what is not there
+#   RANGE=a..b           commits that `make history` measures; HISTORY_OPTIONS are more arguments of `python -m ci history`
 #   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
@@ -62,7 +63,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify measured keep records alerts issues comment publish FORCE
+.PHONY: help env build bench bench-allowed history measure-history measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify measured keep records alerts issues comment publish FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -120,17 +121,18 @@ $(LIBRARY): $(VENV)/ready build/asked setup.py pyproject.toml $(shell find kerne
 # Facts that change (kernel release, memory) would split the series: they go to the telemetry sidecar.
 ASV_MACHINE = $(PY) -m asv machine --machine $(MACHINE) --os Linux --arch "" --cpu "" --num_cpu "" --ram "" > /dev/null
 
-# What `make bench` refuses, before anything is built.
+# What `make bench` and `make history` refuse, before anything is built.
+VERB = make $(firstword $(filter bench history,$(MAKECMDGOALS)) bench)
 bench-allowed:
 	@case "$(MACHINE)" in local-?*) ;; *) test -n "$(filter $(FIXED_MACHINES),$(MACHINE))" || { \
-	    echo "make bench: MACHINE expected local-* or one of FIXED_MACHINES ($(FIXED_MACHINES)), got $(MACHINE)"; exit 1; } ;; esac
-	@test -n "$(COMMIT)" || { echo "make bench: results belong to a commit, and this is no git checkout with one:" \
+	    echo "$(VERB): MACHINE expected local-* or one of FIXED_MACHINES ($(FIXED_MACHINES)), got $(MACHINE)"; exit 1; } ;; esac
+	@test -n "$(COMMIT)" || { echo "$(VERB): results belong to a commit, and this is no git checkout with one:" \
 	    "FLASH_DSA_COMMIT can name it"; exit 1; }
 	@test -z "$(HEAD)" -o "$(HEAD)" = "$(COMMIT)" || { \
-	    echo "make bench: FLASH_DSA_COMMIT expected HEAD, $(HEAD), got $(COMMIT)"; exit 1; }
+	    echo "$(VERB): FLASH_DSA_COMMIT expected HEAD, $(HEAD), got $(COMMIT)"; exit 1; }
 	@case "$(MACHINE)" in local-*) ;; *) test ! -e .git || { \
 	    changed=$$(git status --porcelain -- . ':!asv_bench/results' ':!asv_bench/sweeps') && test -z "$$changed"; } || { \
-	    echo "make bench: $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
+	    echo "$(VERB): $(MACHINE) keeps a history: commit or stash first"; exit 1; } ;; esac
 
 # Held while measuring: a second bench would point the link at its own clone, or write into the same results.
 BENCH_LOCK = $(ASV_VENV).lock
@@ -139,6 +141,17 @@ bench: bench-allowed build ## measure: sweep, one asv run of this commit, dashbo
 	@flock --nonblock --conflict-exit-code 75 "$(BENCH_LOCK)" $(MAKE) --no-print-directory measure; status=$$?; \
 	test $$status -ne 75 || echo "make bench: another bench is running (it holds $(BENCH_LOCK)): wait for it to end"; \
 	exit $$status
+
+history: bench-allowed env ## run the asv suites over the commits of RANGE=a..b that are not measured yet
+	@test -n "$(RANGE)" || { echo "make history: RANGE expected commits, as in make history RANGE=v1..main"; exit 3; }
+	@flock --nonblock --conflict-exit-code 75 "$(BENCH_LOCK)" $(MAKE) --no-print-directory measure-history; status=$$?; \
+	test $$status -ne 75 || echo "make history: a bench is running (it holds $(BENCH_LOCK)): wait for it to end"; \
+	exit $$status
+
+measure-history:
+	@test "$(ASV_VENV)" = "$(CURDIR)/$(VENV)" || ln -sfn "$(CURDIR)/$(VENV)" "$(ASV_VENV)"
+	@$(ASV_MACHINE)
+	@$(PY) -m ci history "$(RANGE)" --machine $(MACHINE) --python "$(ASV_VENV)/bin/python" $(HISTORY_OPTIONS)
 
 measure:
 	$(PY) -m asv_bench sweep --machine $(MACHINE) $(SWEEP_OPTIONS)
