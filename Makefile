@@ -230,7 +230,7 @@ test: build ## the tests this machine can run; GPU=1 lets none of the GPU tests 
 	    JUNIT_SUMMARY=$(JUNIT_SUMMARY) $(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow" --junitxml=build/junit.xml
 
 test-all: check test wheel $(VENV)/ready-to-browse ## and a wheel with all targets, and the slow tests
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow -rs
 
 # PyPI's nvcc, in a folder of its own: in .venv its CUDA runtime could replace torch's.
 build/nvcc/ready: requirements-nvcc.txt $(VENV)/ready

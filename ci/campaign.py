@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def run(options: Options, say: Callable[[str], None] = print) -> Done:
                 count["before"] += commit in known and not options.again
                 say(f"{head}: measured")
             elif minutes < options.minutes:
-                say(f"{head}: {minutes:.0f} min so far")
+                rest = f", about {minutes / count['measured'] * len(wanted):.0f} left" if count["measured"] else ""
+                say(f"{head}: {minutes:.0f} min so far{rest}")
                 site = _provide(options, commit, say)
                 count["failed"] += not _is_built(site)
                 if not options.build_only:
@@ -209,14 +211,21 @@ def _provide(options: Options, commit: str, say: Callable[[str], None], must: bo
         (site / _BUILT).touch()
         say(f"    built in {time.monotonic() - begun:.0f} s")
         return site
-    reason = builds.tail(log, 300)
+    reason = _reason(log).replace(f"{folder / 'source'}/", "")
     if must:
         raise CheckError(f"the bridge {commit[:12]} does not build here, so nothing is recorded: {reason}")
-    say(f"    does not build, which is recorded: {reason.splitlines()[-1] if reason else 'no message'}")
+    say(f"    does not build, which is recorded: {reason}")
     shutil.rmtree(site, ignore_errors=True)
     (site / "flash_dsa").mkdir(parents=True)
     (site / "flash_dsa" / "__init__.py").write_text(_STUB.format(reason=f"this commit does not build: {reason}"))
     return site
+
+
+def _reason(log: Path) -> str:
+    """The first error of a compiler in a log, or its end where there is none."""
+    text = builds.tail(log, results.MAX_BYTES)
+    found = re.search(r"^.*\S: (?:fatal )?error:? .*$", text, re.MULTILINE)
+    return found[0].strip() if found else text[-300:]
 
 
 # --- measuring
@@ -310,7 +319,7 @@ def _note_bridge(options: Options, bridge: str, found: Sequence[History]) -> str
             results.or_none(float(row[0])) for row in (one.values, one.detail.low, one.detail.high)
         ]
         for one in found
-        if one.detail and math.isfinite(one.values[0])
+        if one.detail and 0 < one.values[0] < math.inf
     }
     sidecar = _lines(options.folder / "suite" / f"{bridge}{_END}")
     card = next((line["machine"].get("gpu_uuid") for line in sidecar if isinstance(line.get("machine"), dict)), None)

@@ -251,7 +251,8 @@ class _Matrices:
         for row, one in enumerate(place.series):
             if one.point.unit == "s" and one.point.key in beside.cycles:
                 cycles[row, to] = beside.cycles[one.point.key][taken]
-            for commit, reason in beside.reasons.get(one.point.key, {}).items():
+            reasons = beside.reasons.get(sidecar.ALL, {}) | beside.reasons.get(one.point.key, {})
+            for commit, reason in reasons.items():
                 if commit in columns:
                     by_series.setdefault(row, {})[columns[commit]] = reason
                     by_commit.setdefault(columns[commit], {})[row] = reason

@@ -1,7 +1,7 @@
 """What the suites wrote beside asv's results: `<machine>/<commit>.telemetry.jsonl`, a line per measurement.
 
 Lines that are read: `machine` (facts), `fingerprint` (see `codegen`), `control` (a name) or `view` (a point of a suite)
-with the problem's fields, `cycles_median` and `error`, and `grid` with the `error` that no point of it ran.
+with the problem's fields, `cycles_median` and `error`, and `error` alone: why no point of this commit has a value.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ci.codegen import Fingerprint
 from ci.results import Unreadable, read_text
 
 Key = tuple[str, ...]  # of a point: the view's name and its parameters
+ALL: Key = ()  # stands for all points of a commit
 
 _END = ".telemetry.jsonl"
 _PROBLEM = ("op", "s_q", "s_kv", "h_q", "h_kv", "d_qk", "d_v", "topk", "causal", "indices", "features")
@@ -83,4 +84,6 @@ def _take(said: Mapping[str, Any], commit: str, found: Sidecars) -> None:
 def _key(said: Mapping[str, Any]) -> Key | None:
     if isinstance(said.get("view"), list):
         return tuple(map(str, said["view"]))
-    return ("control", str(said["control"])) if "control" in said else None
+    if "control" in said:
+        return ("control", str(said["control"]))
+    return ALL if said.keys() == {"timestamp", "error"} else None

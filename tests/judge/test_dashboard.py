@@ -275,6 +275,19 @@ def test_the_command_refuses_what_it_cannot_use(
     assert command.main(["dashboard", str(tmp_path), "--results", str(tmp_path / "none")]) == 3
 
 
+def test_why_a_whole_commit_has_no_value_is_said_of_its_points(tmp_path: Path) -> None:
+    for number, values in enumerate(([1.0, 2.0], [None, None])):
+        write_result(tmp_path / "results", f"{number:040x}", number, {"t": [values, [["1", "2"]], "v"]})
+    telemetry = tmp_path / "results" / "box" / f"{1:040x}.telemetry.jsonl"
+    telemetry.write_text(
+        '{"timestamp": 1, "error": "failed: x.cu:1: error: no"}\n{"timestamp": 2, "grid": "cuda", "error": "n"}'
+    )
+    site._write_data(site.Options(tmp_path, tmp_path / "results", tmp_path, tmp_path), tmp_path / "data")
+    content = read(tmp_path / "data", f"at/p0/{1:040x}.json")
+    assert content["failed"] == [0, 1] and content["reasons"] == ["failed: x.cu:1: error: no"]
+    assert content["reason"] == {"0": 0, "1": 0}
+
+
 def test_a_damaged_sidecar_is_named(tmp_path: Path) -> None:
     write_result(tmp_path / "results", "a" * 40, 1, {"t": [[1.0], [], "v"]})
     (tmp_path / "results" / "box" / f"{'a' * 40}.telemetry.jsonl").write_text('{"view": 5}\n{')
