@@ -45,15 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verdict.USAGE
 
 
+def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
+    """A command whose own --help begins with what the list of commands says of it."""
+    made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    return made
+
+
 def _parser() -> Parser:
-    parser = Parser(prog="python -m ci", description="Judges measurements of two commits and reports on them.")
+    parser = Parser(
+        prog="python -m ci",
+        description="Judges measurements: of two commits, or of a history. Each command has its own --help.",
+        epilog="Ends with 0 nothing to report, 1 regressed, missing or failed, 2 inconclusive, 3 usage or unreadable input.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="render a verdicts.json as markdown, or the numbers of docs/judging.md")
+    report = _command(commands, "report", "render a verdicts.json as markdown, or the numbers of docs/judging.md")
     report.add_argument("file", type=Path, nargs="?", help="verdicts.json; base.json and head.json beside it are used")
     report.add_argument("--output", type=Path, help="where to write the markdown (default: print it)")
     report.add_argument("--docs", action="store_true", help="write docs/judging.md again from the policy")
     report.add_argument("--check", action="store_true", help="with --docs: write nothing; exit 1 with a diff")
-    pr = commands.add_parser("pr", help="measure two commits in turns and judge the second")
+    pr = _command(commands, "pr", "measure two commits in turns and judge the second")
     pr.add_argument("--base", required=True, help="revision to compare with")
     pr.add_argument(
         "--head", default="HEAD", help="revision to judge (default: HEAD); what is not committed is left out"
@@ -61,7 +71,7 @@ def _parser() -> Parser:
     pr.add_argument("--output", type=Path, help="folder (default: build/pr-check/<base>-<head>)")
     pr.add_argument("--measure-same-code", action="store_true", help="also where both builds hold the same code")
     pr.add_argument("--swap", action="store_true", help="give each side the other's build: ratios must invert")
-    drill = commands.add_parser("drill", help="plant slowdowns in HEAD's kernels and see whether they are found")
+    drill = _command(commands, "drill", "plant slowdowns in HEAD's kernels and see whether they are found")
     drill.add_argument(
         "--plants",
         default=",".join(drills.PLANTS),
@@ -72,7 +82,7 @@ def _parser() -> Parser:
     drill.add_argument("--repeat", type=int, default=1, help="runs of each (default: 1)")
     drill.add_argument("--record", type=Path, help="file to append to (default: ci/drills/local.jsonl)")
     drill.add_argument("--show", action="store_true", help="only count what the file holds")
-    judge = commands.add_parser("judge", help="what moved in a history, since when, and why")
+    judge = _command(commands, "judge", "what moved in a history, since when, and why")
     judge.add_argument(
         "results", type=Path, help="results tree of asv, such as asv_bench/results, or a folder with one"
     )
@@ -80,11 +90,11 @@ def _parser() -> Parser:
         "--output", type=Path, default=Path("alerts.json"), help="file to write, removed first (default: alerts.json)"
     )
     judge.add_argument("--acknowledged", type=Path, default=alerts.ACKNOWLEDGED, help="what was accepted, by whom")
-    qualified = commands.add_parser("qualify", help="plant steps into real histories and see which detector finds them")
+    qualified = _command(commands, "qualify", "plant steps into real histories and see which detector finds them")
     qualified.add_argument("--data", type=Path, required=True, help="folder of .csv files and results trees of asv")
     qualified.add_argument("--otava", type=Path, help="interpreter that has apache-otava, to compare with")
     qualified.add_argument("--record", action="store_true", help="keep the result for docs/judging.md")
-    dashboard = commands.add_parser("dashboard", help="our pages, and local libraries, for the site of `asv publish`")
+    dashboard = _command(commands, "dashboard", "our pages, and local libraries, for the site of `asv publish`")
     dashboard.add_argument("html", type=Path, help="the site, such as .asv/html")
     dashboard.add_argument("--results", type=Path, default=Path("asv_bench/results"), help="results tree of asv")
     dashboard.add_argument(
@@ -97,13 +107,12 @@ def _parser() -> Parser:
 
 
 def _add_history(commands: Any) -> None:
-    measured = commands.add_parser("history", help="run the asv suites over a range of commits, each built once")
-    measured.add_argument("range", help="commits, as in a..b, or one commit")
+    measured = _command(commands, "history", "run the asv suites over a range of commits, each built once")
+    measured.add_argument("range", help="commits as git has them, a..b, or one; what was measured before is left out")
     measured.add_argument("--machine", required=True, help="name of this machine in the results tree")
     measured.add_argument("--python", default=sys.executable, help="interpreter of asv's environment (default: this)")
-    measured.add_argument(
-        "--touching", default="", help="only commits that changed one of these paths, as in kernels,setup.py"
-    )
+    touching = "only commits that changed one of these, as in kernels,setup.py"
+    measured.add_argument("--touching", default="", metavar="PATHS", help=touching)
     measured.add_argument("--bridge", default="", help="commit that every piece measures again (default: the first)")
     measured.add_argument("--build-only", action="store_true", help="build what is not built yet, measure nothing")
     measured.add_argument("--again", action="store_true", help="also what was measured before")
