@@ -55,7 +55,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m ci",
         description="Judges measurements: of two commits, or of a history. Each command has its own --help.",
-        epilog="Ends with 0 nothing to report, 1 regressed, missing or failed, 2 inconclusive, 3 usage or unreadable input.",
+        epilog="Exit status: 0 nothing to report, 1 regressed, missing or failed, 2 inconclusive, 3 usage or input.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     report = _command(commands, "report", "render a verdicts.json as markdown, or the numbers of docs/judging.md")

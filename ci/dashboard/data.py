@@ -285,7 +285,8 @@ def _columns(states: NDArray[np.int8], tables: Sequence[Values], reasons: Mappin
 
 
 def _known(values: Values) -> list[float | None]:
-    return [or_none(value) for value in values.tolist()]
+    """As JSON has them: null for what is not known."""
+    return values.tolist() if np.isfinite(values).all() else [or_none(value) for value in values.tolist()]
 
 
 def _rounded(values: Values) -> Values:
