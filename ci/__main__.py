@@ -115,6 +115,7 @@ def _add_history(commands: Any) -> None:
     measured.add_argument("--touching", default="", metavar="PATHS", help=touching)
     measured.add_argument("--bridge", default="", help="commit that every piece measures again (default: the first)")
     measured.add_argument("--build-only", action="store_true", help="build what is not built yet, measure nothing")
+    measured.add_argument("--prebuilt", action="store_true", help="build nothing: take what --build-only made anywhere")
     measured.add_argument("--again", action="store_true", help="also what was measured before")
     measured.add_argument("--minutes", type=float, default=math.inf, help="begin no other commit after so long")
     measured.add_argument("--bench", default="", help="which benchmarks, as `asv run --bench`")
@@ -135,7 +136,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    names = ("range", "machine", "python", "bridge", "build_only", "again", "minutes", "bench")
+    names = ("range", "machine", "python", "bridge", "build_only", "prebuilt", "again", "minutes", "bench")
     touching = tuple(filter(None, options.touching.split(",")))
     chosen = campaign.Options(Path.cwd(), touching=touching, **{name: getattr(options, name) for name in names})
     done = campaign.run(chosen)

@@ -49,6 +49,7 @@ class Options:
         touching: only commits that changed one of these paths. bridge: a revision; by default that of earlier pieces,
             else the first commit.
         build_only: whether nothing is measured. again: also what was measured before.
+        prebuilt: build nothing, and take a build of the same sources whatever compiled it.
         minutes: after which no other commit is begun. bench: which benchmarks, as `asv run --bench`.
     """
 
@@ -60,6 +61,7 @@ class Options:
     bridge: str = ""
     build_only: bool = False
     again: bool = False
+    prebuilt: bool = False
     minutes: float = math.inf
     bench: str = ""
 
@@ -119,16 +121,16 @@ def run(options: Options, say: Callable[[str], None] = print) -> Done:
             elif minutes < options.minutes:
                 rest = f", about {minutes / count['measured'] * len(wanted):.0f} left" if count["measured"] else ""
                 say(f"{head}: {minutes:.0f} min so far{rest}")
-                site = _provide(options, commit, say)
-                count["failed"] += not _is_built(site)
-                if not options.build_only:
-                    try:
+                try:
+                    site = _provide(options, commit, say)
+                    if not options.build_only:
                         _measure(options, commit, site)
-                    except CheckError as error:  # of this commit: the next may do
-                        say(f"    not measured: {error}")
-                        continue
-                    _keep(options, commit)
-                    count["measured"] += 1
+                        _keep(options, commit)
+                        count["measured"] += 1
+                except CheckError as error:  # of this commit: the next may do
+                    say(f"    left: {error}")
+                    continue
+                count["failed"] += not _is_built(site)
                 wanted.remove(commit)
         return Done(**count, left=len(wanted))
 
@@ -145,22 +147,47 @@ def _commits(options: Options) -> dict[str, str]:
 
 
 def _measured(folder: Path) -> set[str]:
-    """The commits that a machine's folder has results of."""
-    paths = folder.glob("*.json") if folder.is_dir() else ()
-    return {results.load(path)["commit_hash"] for path in paths if path.name not in history.NO_RESULTS}
+    """The commits that a machine's folder has results of, by the benchmarks of today."""
+    if not folder.is_dir():
+        return set()
+    described = results.load(folder.parent / "benchmarks.json")
+    versions = {name: one["version"] for name, one in described.items() if isinstance(one, dict)}
+    found = set()
+    for path in folder.glob("*.json"):
+        if path.name in history.NO_RESULTS:
+            continue
+        try:
+            document = results.load(path)
+            if _is_of(document, versions):
+                found.add(str(document["commit_hash"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise results.Unreadable(f"{path}: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _is_of(document: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
+    """Whether what ran, and so is not all n/a, is of these versions."""
+    ran = {}
+    for name, cells in document["results"].items():
+        row = dict(zip(document["result_columns"], cells, strict=False))
+        if any(value is None or not math.isnan(value) for value in row["result"] or [None]):
+            ran[name] = row["version"]
+    return bool(ran) and all(versions.get(name) == version for name, version in ran.items())
 
 
 # --- building
 
 
-def key_of(root: Path, commit: str) -> str:
-    """A hash of what a build of a commit is made of: its sources, and the compilers, headers and targets here."""
+def key_of(root: Path, commit: str) -> tuple[str, str]:
+    """Hashes of what a build of a commit is made of: of its sources, and of the compilers, headers and targets here."""
     command = ["git", "-C", str(root), "ls-tree", commit, "--", *_SOURCES]
-    listed = subprocess.run(command, capture_output=True, check=True)
-    tools = [_version(os.environ.get("CXX", "c++")), _version(_nvcc()), _capabilities()]
-    packages = [f"{name} {_package(name)}" for name in _PACKAGES]
+    listed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     asked = os.environ.get("FLASH_DSA_TARGETS", "native")
-    return hashlib.sha256("\0".join([listed.stdout.decode(), *tools, *packages, asked]).encode()).hexdigest()[:16]
+    tools = [asked, _version(os.environ.get("CXX", "c++")), _version(_nvcc())]
+    tools += [_capabilities()] if asked == "native" else []
+    tools += [f"{name} {_package(name)}" for name in _PACKAGES]
+    sources, here = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (listed, "\0".join(tools)))
+    return sources, here
 
 
 def _version(program: str) -> str:
@@ -199,9 +226,17 @@ def _provide(options: Options, commit: str, say: Callable[[str], None], must: bo
     """The folder of a commit's build, made if its inputs were not built before; of a stub where it fails.
 
     Raises:
-        CheckError: when it must be built and is not.
+        CheckError: when it must be built and is not, or there is no build and none is to be made.
     """
-    folder = options.folder / "builds" / key_of(options.root, commit)
+    sources, here = key_of(options.root, commit)
+    folder = options.folder / "builds" / f"{sources}-{here}"
+    if options.prebuilt:
+        sites = sorted(
+            folder.parent.glob(f"{sources}-*/site"), key=lambda path: (_is_built(path), path.stat().st_mtime)
+        )
+        if not sites or (must and not _is_built(sites[-1])):
+            raise CheckError(f"{commit[:12]} was not built before")
+        return sites[-1]
     site, log = folder / "site", folder / "log"
     if _is_built(site):
         return site

@@ -16,6 +16,7 @@ from ci import campaign, history
 from ci.campaign import Done, Options
 from ci.dashboard import sidecar
 from ci.history import State
+from ci.results import Unreadable
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +135,34 @@ def test_what_is_prebuilt_is_measured_later_and_what_time_leaves_in_another_piec
     assert project.measure(f"{commits[0]}..{commits[1]}", touching=("flash_dsa",)) == Done(measured=1)
 
 
+def test_a_build_from_elsewhere_serves_where_none_is_made(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, broken, last = project.answer(1), project.commit(broken_c=""), project.commit(broken_c=None)
+    other = project.answer(2)
+    monkeypatch.setenv("FLASH_DSA_TARGETS", "elsewhere")
+    assert project.measure(f"{first}..{last}", build_only=True) == Done(failed=1)
+    monkeypatch.delenv("FLASH_DSA_TARGETS")
+    assert project.measure(f"{first}..{other}", bridge=last, prebuilt=True) == Done(measured=2, failed=1, left=1)
+    assert project.values() == {broken: State.FAILED, last: 1.0} and project.builds() == 1
+    assert f"    left: {other[:12]} was not built before" in project.said
+
+
+def test_results_of_other_benchmarks_are_measured_again(project: Project) -> None:
+    commit = project.answer(1)
+    assert project.measure(commit) == Done(measured=1) and project.measure(commit) == Done(before=1)
+    (path,) = (project.root / "asv_bench" / "results" / MACHINE).glob(f"{commit[:8]}-*.json")
+    document = json.loads(path.read_text())
+    row = document["results"]["answers.track_answer"]
+    row[document["result_columns"].index("version")] = "another"
+    path.write_text(json.dumps(document))
+    assert project.measure(commit) == Done(measured=1)
+    path.write_text('{"results": 5}')
+    with pytest.raises(Unreadable, match=path.name):
+        project.measure(commit)
+    path.write_text("{")
+    with pytest.raises(Unreadable, match=path.name):
+        project.measure(commit)
+
+
 def test_a_bridge_that_does_not_build_ends_the_campaign_and_records_nothing(project: Project) -> None:
     broken = project.commit(broken_c="")
     with pytest.raises(campaign.CheckError, match=r"the bridge .* does not build here"):
@@ -147,15 +176,15 @@ def test_a_build_is_made_of_its_sources_compilers_and_targets(
     first, same = project.answer(1), project.commit()
     other = project.answer(2)
     keys = [campaign.key_of(project.root, commit) for commit in (first, same, other)]
-    assert keys[0] == keys[1] != keys[2]
+    assert keys[0] == keys[1] and keys[0][0] != keys[2][0] and keys[0][1] == keys[2][1]
     compiler = project.root / "another-compiler"
     compiler.write_text("#!/bin/sh\necho version 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    assert campaign.key_of(project.root, first) != keys[0]
+    assert campaign.key_of(project.root, first)[1] != keys[0][1]
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("FLASH_DSA_TARGETS", "another")
-    assert campaign.key_of(project.root, first) != keys[0]
+    assert campaign.key_of(project.root, first)[1] != keys[0][1]
 
 
 def test_a_measurement_of_another_build_is_refused(project: Project) -> None:
