@@ -249,7 +249,7 @@ def _provide(options: Options, commit: str, say: Callable[[str], None], must: bo
     reason = _reason(log).replace(f"{folder / 'source'}/", "")
     if must:
         raise CheckError(f"the bridge {commit[:12]} does not build here, so nothing is recorded: {reason}")
-    say(f"    does not build, which is recorded: {reason}")
+    say(f"    does not build: {reason}")
     shutil.rmtree(site, ignore_errors=True)
     (site / "flash_dsa").mkdir(parents=True)
     (site / "flash_dsa" / "__init__.py").write_text(_STUB.format(reason=f"this commit does not build: {reason}"))

@@ -172,6 +172,16 @@ def test_the_default_machine_is_the_one_the_sweep_would_choose(tree: Tree) -> No
     assert tree.called()[0] == f"-m asv_bench sweep --machine {telemetry.machine_name()}"
 
 
+def test_history_needs_a_range_and_hands_it_on(tree: Tree) -> None:
+    tree.commit()
+    status, said = tree.make("history")
+    assert status != 0 and "make history: RANGE expected commits" in said and tree.called() == []
+    status, said = tree.make("history", "RANGE=a..b", "MACHINE=local-box", "HISTORY_OPTIONS=--build-only")
+    assert status == 0, said
+    python = f"{tree.root}/.venv/bin/python"
+    assert tree.called()[-1] == f"-m ci history a..b --machine local-box --python {python} --build-only"
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():

@@ -33,7 +33,7 @@ guarded(async () => {
       }
       const cells = await cellsOf(index, place, commits, at, chosen);
       const before = base === null ? null : await cellsOf(index, place, commits, base, chosen);
-      const says = ["At ", commitLink(commits.hash[at]), ` ${commits.subject[at]}`];
+      const says = [!before && chosen.quantity === "tflops" ? "TFLOPS at " : "At ", commitLink(commits.hash[at]), ` ${commits.subject[at]}`];
       if (before) says.push(", compared with ", commitLink(commits.hash[base]), ` ${commits.subject[base]}`);
       if (!cells.length) return [element("p", { class: "faint" }, "Nothing was measured here.")];
       return [element("p", {}, ...says), chart((ink) => option(cells, before, ink), null, "tall")];
@@ -105,7 +105,7 @@ function labels(before, least, most) {
     color: "#1f2328",
     rich: { light: { color: "#ffffff", fontSize: 11 } },
     formatter: ({ data }) => {
-      const text = before === null ? withUnit(data.shown, data.cell.unit, 3) : change(data.shown);
+      const text = before === null ? withUnit(data.shown, data.cell.unit === "TFLOPS" ? "ratio" : data.cell.unit, 3) : change(data.shown);
       return dark(data.value[2]) ? `{light|${text}}` : text;
     },
   };
