@@ -288,13 +288,18 @@ def _last_before(moved: Sequence[Moved], index: int) -> int:
 
 
 def _follows_from(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
-    """Whether ratios of sparse over dense only follow what has an alert of its own.
+    """Whether these only follow what has an alert of its own.
 
-    They moved because our dense did, the other way round, or lost their value because sparse or dense did.
+    Ratios of sparse over dense moved because our dense did, the other way round, or lost their value because sparse or
+    dense did; witnesses failed where ours did, as all do at a commit that does not build.
     """
+    first, last = _range(moved)
+    if moved[0].loss and _is_witness(moved[0].history):
+        return any(
+            one.loss is moved[0].loss and not _is_witness(one.history) and one.point.index == last for one in others
+        )
     if any(one.history.benchmark.partition(".")[0] != _RATIOS for one in moved):
         return False
-    first, last = _range(moved)
     near = [
         one
         for one in others

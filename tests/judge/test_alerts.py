@@ -286,6 +286,13 @@ def test_a_peer_that_is_gone_is_the_machines() -> None:
     assert alert.cause is Cause.ENVIRONMENT and alerts.exit_code([alert]) == 0
 
 
+def test_a_commit_that_does_not_build_is_one_alert() -> None:
+    mine, others = ours(4096, 512, 1.0, 1.0), [control(1.0, 1.0), dense(1.0, 1.0, name="cudnn")]
+    (alert,) = judged(without(mine, 38), *(without(one, 38) for one in others))
+    assert alert.moved[0].history.params[-1] == "'flash_dsa'" and len(alert.moved) == 1
+    assert len(judged(without(mine, 38), *(without(one, 30) for one in others))) == 2
+
+
 def test_ratios_that_end_with_what_they_are_made_of_are_no_alert_of_their_own() -> None:
     gone = without(dense(1.0, 1.0), 38, 39)
     (alert,) = judged(gone, without(ratio(1.0, 1.0), 38, 39), QUIET)
