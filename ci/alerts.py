@@ -40,7 +40,7 @@ else:
 SCHEMA = 1
 ACKNOWLEDGED = Path(__file__).with_name("acknowledged.toml")
 OURS = "flash_dsa"
-_OPS = {"sparse_prefill": "sparse_fwd", "dense_prefill": "dense_fwd"}  # of our suites' modules
+_OPS = {module: op for op, module in groups.SUITES.items()}
 _CONTROLS = "control"
 _RATIOS = "speedup"  # of sparse over dense, derived from what the other modules measure
 # Measured commits on each side of an alert's range in which the code must not have changed either, where it was

@@ -15,6 +15,7 @@ from ci.markdown import code, percent, word
 from ci.verdict import CaseVerdict, Verdict
 
 Problem = Mapping[str, Any]
+SUITES = {"sparse_fwd": "sparse_prefill", "dense_fwd": "dense_prefill"}  # asv's modules, by the op that they measure
 _MEMBERS_SHOWN = 8  # of a list of sizes
 _WITHOUT_NUMBER = {Verdict.FAILED: "failed", Verdict.MISSING: "had nothing to measure (n/a)"}
 # What tells families apart; s_q only where one s_kv and topk has several.

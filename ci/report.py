@@ -19,7 +19,6 @@ from ci.verdict import Assessment, CaseVerdict, Verdict
 
 LENGTH_MAX = 60_000  # characters; GitHub refuses a comment of more than 65,536
 _ROWS = (50, 10, 3)  # of a table; the next is tried where the report would be too long
-_ACKNOWLEDGED_MAX = 20
 _WORDS = {
     Verdict.FAILED: "failed",
     Verdict.REGRESSED: "slower",
@@ -157,12 +156,21 @@ def _how_to_settle(alert: Mapping[str, Any]) -> str:
     modules = {one["benchmark"].partition(".")[0] for one in alert["series"]}
     module = modules.pop() if len(modules) == 1 else ""
     pattern = f"{module}.*" if module.isidentifier() and len(module) <= TEXT_MAX else "*"
-    entry = f"commit = {json.dumps(commit)}\nbenchmarks = {json.dumps(pattern)}"
+    reproduce = f"### Reproduce\n\n`make pr-check BASE={good[:40]}` on a checkout of {_commit(commit)}."
+    how = "Add to `ci/acknowledged.toml`, with author, reason and date:"
+    return f"{reproduce}\n\n{_acknowledge(how, commit, [pattern])}"
+
+
+def _acknowledge(text: str, commit: str, patterns: Sequence[str]) -> str:
+    """Entries as `alerts.read_acknowledged` reads them, to be filled in."""
+    entries = [
+        f"[[acknowledged]]\ncommit = {json.dumps(commit)}\nbenchmarks = {json.dumps(pattern)}\n"
+        'author = ""\nreason = ""\ndate = ""'
+        for pattern in patterns
+    ]
     return (
-        f"### Reproduce\n\n`make pr-check BASE={good[:40]}` on a checkout of {_commit(commit)}.\n\n"
-        "<details><summary>Acknowledge: if it is meant to be so</summary>\n\n"
-        "Add to `ci/acknowledged.toml`, with author, reason and date:\n\n```toml\n[[acknowledged]]\n"
-        f'{entry}\nauthor = ""\nreason = ""\ndate = ""\n```\n\n</details>'
+        f"<details><summary>Acknowledge: if it is meant to be so</summary>\n\n{text}\n\n"
+        "```toml\n" + "\n\n".join(entries) + "\n```\n\n</details>"
     )
 
 
@@ -390,21 +398,14 @@ def _how_to(report: Report) -> str:
     base = report.verdicts.base
     revision = base if re.fullmatch(r"[0-9a-f]{7,64}", base) else "<base>"
     text = f"### Reproduce\n\n`make pr-check BASE={revision}` on a checkout of {_commit(report.verdicts.head)}."
-    # Names that a TOML string and a code block hold as they are; others are not made to be copied.
-    cases = [
-        case
-        for case in report.of(Verdict.FAILED, Verdict.REGRESSED, Verdict.MISSING)
-        if len(case.id) <= TEXT_MAX and case.id.isascii() and case.id.isprintable()
-    ]
+    cases = report.of(Verdict.FAILED, Verdict.REGRESSED, Verdict.MISSING)
     if not cases:
         return text
-    entries = []
-    for case in cases[:_ACKNOWLEDGED_MAX]:
-        entry = f"[[acknowledged]]\ncase = {json.dumps(case.id)}\nverdict = {json.dumps(case.verdict.value)}"
-        entries.append(f'{entry}\nhead = {json.dumps(report.verdicts.head[:64])}\nauthor = ""\nreason = ""\ndate = ""')
-    more = f"\n\nand {len(cases) - _ACKNOWLEDGED_MAX} more likewise" if len(cases) > _ACKNOWLEDGED_MAX else ""
-    return (
-        f"{text}\n\n<details><summary>Acknowledge: if it is meant to be so</summary>\n\n"
-        "Add to `ci/acknowledged.toml`, with author, reason and date:\n\n```toml\n" + "\n\n".join(entries) + "\n```"
-        f"{more}\n\n</details>"
+    problems = report.problems
+    ops = {str(problems[case.id].get("op")) for case in cases if case.id in problems}
+    patterns = sorted(f"{groups.SUITES[op]}.*" for op in ops & groups.SUITES.keys()) or ["*"]
+    how = (
+        "This verdict stays; say in the pull request why. Once merged, the history will show it: add to "
+        "`ci/acknowledged.toml`, with the commit on the default branch that brought it, author, reason and date:"
     )
+    return f"{text}\n\n{_acknowledge(how, '', patterns)}"

@@ -12,7 +12,7 @@ import pytest
 from judge import invented
 
 from ci import __main__ as command
-from ci import codegen, groups, markdown, policy, report, results, verdict
+from ci import alerts, codegen, groups, markdown, policy, report, results, verdict
 from ci.report import Report
 from ci.results import Run, Verdicts
 from ci.verdict import CaseVerdict, Reason, Verdict
@@ -200,6 +200,18 @@ HOSTILE = [
     "x" * 1_000_000,
     "",
 ]
+
+
+@pytest.mark.parametrize("golden", ["pull_request", "comment", "issue"])
+def test_what_is_to_be_added_to_acknowledge_is_read_by_the_judge(golden: str, tmp_path: Path) -> None:
+    path, text = tmp_path / "acknowledged.toml", (GOLDEN / f"{golden}.md").read_text()
+    (entry,) = re.findall(r"```toml\n(.*?)```", text, re.S)
+    path.write_text(entry.replace('commit = ""', f'commit = "{"d" * 40}"').replace('= ""', '= "filled in"'))
+    (read,) = alerts.read_acknowledged(path)
+    assert (read.benchmarks, read.author) == ("sparse_prefill.*", "filled in")
+    path.write_text(entry)
+    with pytest.raises(results.Unreadable, match="author and reason"):
+        alerts.read_acknowledged(path)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
