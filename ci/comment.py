@@ -35,7 +35,18 @@ MEMBER_BYTES = 32 << 20  # unpacked
 MEMBERS = ("base.json", "head.json")
 MARKER = "<!-- flash_dsa pr-check -->"  # by which the comment is found again
 # What measures and builds: a pull request that changes it may have changed its own numbers.
-RULER = ("asv_bench/", "ci/", "tests/benchmarks/", ".github/", "Makefile", "setup.py", "pyproject.toml", "requirements")
+RULER = (
+    ".github/",
+    "asv_bench/",
+    "ci/",
+    "tests/benchmarks/",
+    "tests/conftest.py",
+    "Makefile",
+    "asv.conf.json",
+    "pyproject.toml",
+    "requirements",
+    "setup.py",
+)
 FILES_MAX = 300  # that GitHub lists of a comparison
 _RULER_SHOWN = 10
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -118,10 +129,12 @@ def pull_requests(event: Event) -> list[PullRequest]:
             continue
         pair = f"{one['base']['sha']}...{event.head}"
         compared = github.ask(f"repos/{event.repository}/compare/{pair}?per_page=1")
-        changed = [file["filename"] for file in compared["files"]]
+        files = compared["files"]
+        # A file that was moved away is no longer there to measure with.
+        changed = {name for file in files for name in (file["filename"], file.get("previous_filename", ""))}
         ruler = tuple(sorted(name for name in changed if name.startswith(RULER)))
         base = compared["merge_base_commit"]["sha"]
-        found.append(PullRequest(one["number"], base, ruler, len(changed) < FILES_MAX))
+        found.append(PullRequest(one["number"], base, ruler, len(files) < FILES_MAX))
     return found
 
 

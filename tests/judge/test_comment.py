@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -221,6 +222,9 @@ def test_only_an_open_pull_request_with_that_head_is_commented_on(
     assert "nothing to comment on" in capsys.readouterr().out and len(github.called) == 1
 
 
+BOTH = ("base.json", "head.json")
+
+
 def lying(text: bytes) -> bytes:
     """An archive whose members are larger than it says."""
     honest = zipped({"base.json": text, "head.json": text})
@@ -246,6 +250,17 @@ def with_password() -> bytes:
     return bytes(content)
 
 
+def link() -> bytes:
+    """Members that are links to a file of whoever extracts them."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in BOTH:
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(member, str(Path(__file__).with_name("golden") / "comment.md"))
+    return content.getvalue()
+
+
 def damaged() -> bytes:
     content = bytearray(zipped(sides()))
     content[120:160] = b"\xff" * 40
@@ -260,7 +275,6 @@ def unknown_compression() -> bytes:
     return bytes(content)
 
 
-BOTH = ("base.json", "head.json")
 ARCHIVES: dict[str, bytes] = {
     "nothing": b"",
     "no zip": b"\x1f\x8b tar of another kind",
@@ -269,6 +283,7 @@ ARCHIVES: dict[str, bytes] = {
     "one side": zipped({"head.json": sides()["head.json"]}),
     "paths": zipped({"../base.json": b"{}", "/etc/head.json": b"{}", "a/../../base.json": b"{}"}),
     "a member twice": twice(),
+    "links": link(),
     "with a password": with_password(),
     "damaged": damaged(),
     "unknown compression": unknown_compression(),
@@ -329,6 +344,32 @@ def test_github_that_does_not_answer_is_an_error(github: GitHub, capsys: pytest.
     github.paths["pulls"] = "elsewhere"
     assert github.comment() == 3
     assert "HTTP 404" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"filename": ".github/workflows/bench-comment.yml"},
+        {"filename": "ci/comment.py"},
+        {"filename": "asv.conf.json"},
+        {"filename": "setup.py"},
+        {"filename": "tests/conftest.py"},
+        {"filename": "kernels/old.py", "previous_filename": "ci/stats.py"},
+    ],
+)
+def test_who_changes_what_measures_is_named_and_judged_by_this_tree(github: GitHub, file: dict[str, str]) -> None:
+    github.compared["files"].append(file)
+    assert github.comment() == 0
+    body = github.written[2]
+    named = file.get("previous_filename", file["filename"])
+    assert f"> **This pull request changes what measures it:** `{named}`." in body
+    assert "**Regressed: of 1 case 1 slower.**" in body
+
+
+def test_a_change_of_kernels_and_their_tests_has_no_warning(github: GitHub) -> None:
+    github.compared["files"].append({"filename": "tests/kernels/test_sparse_fwd.py"})
+    assert github.comment() == 0
+    assert "changes what measures it" not in github.written[2]
 
 
 def test_many_changed_files_are_said(github: GitHub) -> None:
