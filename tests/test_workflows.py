@@ -22,7 +22,7 @@ MAY_WRITE = {
     ("gpu", "keep"): {"contents"},
     ("gpu", "publish"): {"pages", "id-token"},
     ("nightly", "gpu"): {"contents", "pages", "id-token"},
-    ("nightly", "alerts"): {"issues"},
+    ("nightly", "issues"): {"issues"},
     ("bench-comment", "comment"): {"pull-requests"},
 }
 # Who can start a workflow with code that nobody of the project has looked at.
@@ -115,27 +115,53 @@ def test_the_job_that_comments_runs_the_default_branch() -> None:
     assert [step["run"] for _, step in steps("bench-comment") if "run" in step] == ["make comment"]
 
 
+def verbs_of(step: dict[str, Any]) -> set[str]:
+    """What a step asks of make; nothing where it runs no command."""
+    command = step.get("run", "make").removeprefix("gh auth setup-git && ")
+    assert command.partition(" ")[0] == "make" and "\n" not in command
+    return {word for word in re.sub(r'"[^"]*"', "", command).split()[1:] if "=" not in word}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_is_a_verb_of_make(name: str) -> None:
     verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for _, step in steps(name):
-        if "run" not in step:
-            continue
-        command = step["run"].removeprefix("gh auth setup-git && ")
-        assert command.startswith("make ") and "\n" not in command
-        asked = {word for word in re.sub(r'"[^"]*"', "", command).split()[1:] if "=" not in word}
-        assert asked and asked <= verbs
+        asked = verbs_of(step)
+        assert asked <= verbs and bool(asked) == ("run" in step)
+
+
+@pytest.mark.parametrize(("name", "job"), MAY_WRITE)
+def test_who_may_write_installs_nothing(name: str, job: str) -> None:
+    """Its verbs need neither an environment nor another verb, and run the interpreter that is there."""
+    described, makefile = jobs(name)[job], (ROOT / "Makefile").read_text()
+    for step in described.get("steps", []):
+        assert "setup-" not in step.get("uses", "")
+        for verb in verbs_of(step):
+            rule = re.search(rf"^{verb}:([^\n#]*)##[^\n]*\n((?:\t.*\n)+)", makefile, re.M)
+            assert rule and not rule[1].strip() and "$(PYTHON)" in rule[2] and "$(PY)" not in rule[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_jobs_end_and_share_no_gpu(name: str) -> None:
-    for described in jobs(name).values():
-        if "uses" in described:
-            continue
-        assert described["timeout-minutes"] <= 60
-        if "self-hosted" in str(described["runs-on"]):
-            assert described["concurrency"]["group"].startswith("gpu-")
-            assert described["concurrency"]["cancel-in-progress"] is False
+def test_jobs_end(name: str) -> None:
+    assert all(described["timeout-minutes"] <= 60 for described in jobs(name).values() if "uses" not in described)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_runs_twice_at_once(name: str) -> None:
+    """A workflow or its jobs have a group; `gpu` is called by another, and its jobs have theirs."""
+    shared = workflow(name).get("concurrency")
+    needed = [job for job in jobs(name).values() if "needs" not in job or "write" in job["permissions"].values()]
+    assert shared or all("concurrency" in job for job in needed)
+
+
+def test_what_waits_for_a_gpu_or_the_records_is_not_dropped() -> None:
+    """By default the third of a group ends the second, and a commit would never be measured."""
+    for job in ("measure", "keep"):
+        assert jobs("gpu")[job]["concurrency"]["queue"] == "max"
+
+
+def test_who_waits_for_approval_holds_up_no_other() -> None:
+    assert "pull_request.number" in jobs("bench-pr")["measure"]["concurrency"]["group"]
 
 
 @pytest.mark.parametrize(
