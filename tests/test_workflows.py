@@ -107,6 +107,13 @@ def test_a_persistent_runner_meets_a_fork_only_by_label_and_approval() -> None:
                 assert described["environment"] == "gpu" and "label.name == 'bench'" in described["if"]
 
 
+def test_a_runner_has_nothing_that_registers_another() -> None:
+    """A registration token in its environment would be every job's for an hour."""
+    image = (ROOT / "ci" / "runner" / "Dockerfile").read_text()
+    assert "config.sh" not in image and "TOKEN" not in image and 'CMD ["./run.sh"]' in image
+    assert "generate-jitconfig" in (ROOT / "ci" / "README.md").read_text()
+
+
 def test_the_job_that_comments_runs_the_default_branch() -> None:
     """It checks out no ref, and gets the archive as bytes: no action unpacks it."""
     used = [step["uses"].partition("@")[0] for _, step in steps("bench-comment") if "uses" in step]
