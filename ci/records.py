@@ -138,11 +138,20 @@ def _commit_of(path: Path) -> str:
 
 
 def _tip() -> str | None:
-    """The branch as `origin` has it, or as it is here."""
+    """The branch as it is here or as `origin` has it, whichever holds the other.
+
+    Raises:
+        RecordsError: when neither does.
+    """
+    found = []
     for name in (f"refs/remotes/origin/{BRANCH}", f"refs/heads/{BRANCH}"):
         done = subprocess.run(["git", "rev-parse", "--verify", "--quiet", name], capture_output=True, text=True)
-        if done.returncode == 0:
-            return done.stdout.strip()
+        found += [done.stdout.strip()] if done.returncode == 0 else []
+    for one in found:
+        if all(int(_git("rev-list", "--count", f"{one}..{other}")) == 0 for other in found):
+            return one
+    if found:
+        raise RecordsError(f"{BRANCH}: here and at origin are commits that the other lacks: push or drop those here")
     return None
 
 

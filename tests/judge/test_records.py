@@ -66,6 +66,19 @@ def test_what_is_collected_is_kept_and_restored(repository: Path, tmp_path: Path
         assert (Path("kept") / "box" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_what_was_kept_and_not_pushed_is_not_lost(repository: Path, tmp_path: Path) -> None:
+    first, second = commits(repository)
+    records.keep(measured(tmp_path / "first", first), push=True)
+    records.keep(measured(tmp_path / "second", second))
+    records.keep(measured(tmp_path / "other", first, "other"))
+    assert git(repository, "rev-list", "--count", "records") == "3"
+    assert records.restore(tmp_path / "kept") == 8
+    git(repository, "push", "--quiet", "--force", "origin", f"{second}:records")
+    git(repository, "fetch", "--quiet", "--force", "origin", "+records:refs/remotes/origin/records")
+    with pytest.raises(records.RecordsError, match="push or drop those here"):
+        records.keep(tmp_path / "other")
+
+
 def test_without_the_branch_nothing_is_restored(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert records.main(["restore"]) == 0
     assert capsys.readouterr().out == "no branch records yet\n"
