@@ -1,8 +1,9 @@
 """Issues about what moved in the history: one for every alert, opened, kept up to date and closed with it.
 
 Only what is worse, is not the machine's doing and stands open gets an issue; when it is fixed or acknowledged later,
-its issue says so and is closed. An issue is known by a mark in its text, so an alert never has two. `python -m
-ci.issues` needs the standard library and `gh` alone.
+its issue says so and is closed. So is that of an alert that is none any more: by later results nothing moved, or it
+moved at another commit, which is another alert. An issue is known by a mark in its text, so an alert never has two.
+`python -m ci.issues` needs the standard library and `gh` alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MOST = 10  # that are opened at once: more have one reason, and nobody reads the
 _BAD = ("regressed", "failed", "missing")
 _SETTLED = ("fixed", "acknowledged")
 _ID = re.compile(r"[0-9a-f]{12}")
+_MARK = re.compile(r"<!-- flash_dsa alert [0-9a-f]{12} -->")
+_GONE = "**No alert any more:** by later results nothing moved, or at another commit, which has an issue of its own."
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
 
 
@@ -89,9 +92,18 @@ def settle(repository: str, alerts: Sequence[Mapping[str, Any]], texts: Mapping[
         content: dict[str, Any] = {"title": title, "body": body}
         if alert["status"] in _SETTLED and issue["state"] == "open":
             content |= {"state": "closed", "state_reason": "completed"}
+        elif alert["status"] == "open" and _GONE in issue["body"]:
+            content |= {"state": "open"}
         if any(issue.get(name) != value for name, value in content.items()):
             github.write(f"{path}/{int(issue['number'])}", content, "PATCH")
-            done.append(f"{'closed' if 'state' in content else 'updated'} #{issue['number']}: {title}")
+            done.append(f"{content.get('state', 'updated')} #{issue['number']}: {title}")
+    for line in sorted(known.keys() - {mark(alert) for alert in alerts}):
+        issue = known[line]
+        if _MARK.fullmatch(line) and issue["state"] == "open":
+            body = issue["body"].replace(line, f"{line}\n{_GONE}\n", 1)
+            content = {"body": body, "state": "closed", "state_reason": "not_planned"}
+            github.write(f"{path}/{int(issue['number'])}", content, "PATCH")
+            done.append(f"closed #{issue['number']}: no alert any more")
     if opened > MOST:
         done.append(f"{opened - MOST} more alerts have no issue yet: at most {MOST} are opened at once")
     return done

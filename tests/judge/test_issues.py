@@ -156,6 +156,26 @@ def test_an_alert_has_one_issue_which_is_updated_and_closed(project: Project) ->
     }
 
 
+def test_an_alert_that_is_none_any_more_closes_its_issue_until_it_is_one_again(project: Project) -> None:
+    project.issues = [
+        as_issue(alert(1)),
+        as_issue(alert(2), 8, user={"login": "guest"}),
+        as_issue(alert(3), 9, state="closed"),
+        as_issue(alert(4), 10, body="Somebody's own text, with the label"),
+    ]
+    project.run()
+    ((method, path, content),) = project.written
+    assert (method, path, content["state"], content["state_reason"]) == ("PATCH", f"{HERE}/7", "closed", "not_planned")
+    assert content["body"].startswith(f"{issues.mark(alert(1))}\n**No alert any more:**")
+    assert content["body"].endswith("\nold")
+    project.issues = [as_issue(alert(1), body=content["body"], state="closed")]
+    (project.folder / "called").unlink()
+    project.run(alert(1))
+    ((method, path, content),) = project.written
+    assert (method, path, content["state"]) == ("PATCH", f"{HERE}/7", "open")
+    assert "No alert any more" not in content["body"]
+
+
 def test_an_issue_that_says_it_already_is_left_alone(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.run(alert())
     ((_, _, content),) = project.written
