@@ -253,8 +253,8 @@ wheel: $(VENV)/ready ## dist/: a source archive, and made from it one wheel with
 	FLASH_DSA_TARGETS=all $(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
 	@du --bytes dist/* | awk '{ printf "%s %.1f MB\n", $$2, $$1 / 1e6 }'
 
-test-wheel: env ## the wheel in dist/, as it installs where there is neither compiler nor GPU
-	$(PY) -m pytest tests/test_wheel.py
+test-wheel: env ## the wheel in dist/, as it installs where there is neither compiler nor GPU; GPU=1 as in `make test`
+	FLASH_DSA_REQUIRE_GPU=$(GPU) $(PY) -m pytest tests/test_wheel.py
 
 check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -m ruff check

@@ -20,19 +20,23 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 BYTES_MAX = 50_000_000  # PyPI takes files up to 100 MB
 CALL = """
+import sys
 import torch
 import flash_dsa
 from flash_dsa import reference
 
 torch.manual_seed(0)
+device = torch.device(sys.argv[1])
 q = torch.randn(5, 16, 576, dtype=torch.bfloat16)
 kv = torch.randn(40, 1, 576, dtype=torch.bfloat16)
 indices = torch.randint(-1, 41, (5, 1, 24), dtype=torch.int32)
-out, max_logits, lse = flash_dsa.flash_mla_sparse_fwd(q, kv, indices, 0.05)
+made = flash_dsa.flash_mla_sparse_fwd(q.to(device), kv.to(device), indices.to(device), 0.05)
+out, max_logits, lse = (one.cpu() for one in made)
 expected = reference.sparse_fwd(q, kv, indices, 0.05)
 torch.testing.assert_close(out.double(), expected[0], atol=2e-2, rtol=2e-2)
 torch.testing.assert_close(lse.double(), expected[2], atol=1e-3, rtol=1e-3)
-print(flash_dsa.__file__, flash_dsa.__version__, flash_dsa.compiled_targets(), sep="\\n")
+said = flash_dsa.__version__, flash_dsa.compiled_targets(), flash_dsa.target_of(device)
+print(flash_dsa.__file__, *said, sep="\\n")
 """
 
 
@@ -61,8 +65,8 @@ class Installed:
         (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
         (site / "torch.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
 
-    def run(self, *arguments: str) -> str:
-        environment = {"PATH": str(self.folder / "no-programs"), "CUDA_VISIBLE_DEVICES": ""}
+    def run(self, *arguments: str, gpus: str = "") -> str:
+        environment = {"PATH": str(self.folder / "no-programs"), "CUDA_VISIBLE_DEVICES": gpus}
         done = subprocess.run(
             [self.python, "-I", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
         )
@@ -88,10 +92,19 @@ def shipped_targets() -> str:
 
 
 def test_it_runs_without_compiler_and_gpu(installed: Installed, wheel: Path) -> None:
-    file, version, targets = installed.run("-c", CALL).splitlines()
+    file, version, targets, target = installed.run("-c", CALL, "cpu").splitlines()
     assert Path(file).is_relative_to(installed.folder / "venv")
     assert wheel.name.split("-")[1] == version
-    assert targets == shipped_targets()
+    assert targets == shipped_targets() and target == "cpu"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_fastest_target_serves(installed: Installed) -> None:
+    import torch
+
+    target = installed.run("-c", CALL, "cuda:0", gpus=os.environ.get("CUDA_VISIBLE_DEVICES", "0")).splitlines()[-1]
+    made_for = {9: "sm90a", 10: "sm100f"}.get(torch.cuda.get_device_capability()[0], "sm80")
+    assert target == (made_for if made_for in shipped_targets() else "sm80")
 
 
 def test_it_says_what_it_is(installed: Installed) -> None:
