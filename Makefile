@@ -10,6 +10,7 @@
 #   GPU=1                `make test` fails on any GPU test that is skipped
 #   DATA=folder          histories for `make qualify`; QUALIFY_OPTIONS are more arguments of `python -m ci qualify`
 #   FROM=folder          what `make keep` commits to the branch `records`; with PUSH=1 it is pushed
+#   ISSUES_OPTIONS=...   more arguments for `make issues`, and COMMENT_OPTIONS for `make comment`: --show writes nothing
 #   LIBRARIES=folder     keeps the JavaScript that pages use (default: build/libraries); npm fetches what is not there
 #   RANGE=a..b           commits that `make history` measures; HISTORY_OPTIONS are more arguments of `python -m ci history`
 #   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
@@ -209,10 +210,10 @@ alerts: env records ## what moved in the history, as alerts.json
 	@$(PY) -m ci judge asv_bench/results; test $$? -le 2
 
 issues: ## open or update an issue for every alert in alerts.json, by `gh`
-	@$(PYTHON) -m ci.issues alerts.json
+	@$(PYTHON) -m ci.issues alerts.json $(ISSUES_OPTIONS)
 
 comment: ## comment on the pull request whose check ended, by `gh`
-	@$(PYTHON) -m ci.comment
+	@$(PYTHON) -m ci.comment $(COMMENT_OPTIONS)
 
 publish: env pages ## the dashboard from the stored results: asv's site and our pages
 

@@ -93,6 +93,10 @@ class GitHub:
         self.archive = zipped(sides())
 
     def comment(self, *arguments: str, event: dict[str, Any] = EVENT) -> int:
+        return comment.main(["--event", str(self.prepare(event)), *arguments])
+
+    def prepare(self, event: dict[str, Any] = EVENT) -> Path:
+        """Writes what `gh` will answer, and the payload of the event."""
         answers = {
             self.paths["pulls"]: self.pulls,
             self.paths["compare"]: self.compared,
@@ -103,7 +107,7 @@ class GitHub:
         (self.folder / "answers").write_text(json.dumps(answers))
         (self.folder / "archive").write_bytes(self.archive)
         (self.folder / "event.json").write_text(json.dumps(event))
-        return comment.main(["--event", str(self.folder / "event.json"), *arguments])
+        return self.folder / "event.json"
 
     @property
     def called(self) -> list[list[Any]]:

@@ -1,0 +1,82 @@
+"""Steps of the workflows by hand, through make: what runners measured is kept, judged and said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from judge.test_comment import HEAD, GitHub
+from judge.test_comment import github as github  # a fixture
+from judge.test_history import write
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARK = "sparse_prefill.SparsePrefill.track_seconds"
+pytestmark = pytest.mark.xdist_group("make")
+
+
+class Clone:
+    """A repository with this tree's Makefile and judge, and this interpreter."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / ".venv" / "bin").mkdir(parents=True)
+        (root / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (root / ".venv" / "bin" / "python").chmod(0o755)
+        (root / ".venv" / "ready").touch()
+        for name in ("Makefile", ".gitignore", "requirements-dev.txt"):
+            shutil.copy2(ROOT / name, root / name)
+        shutil.copytree(ROOT / "ci", root / "ci", ignore=shutil.ignore_patterns("__pycache__"))
+        self.git("init", "--quiet")
+
+    def git(self, *arguments: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(["git", *identity, *arguments], cwd=self.root, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def commit(self, message: str) -> str:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    def make(self, *arguments: str) -> str:
+        handed_down = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MACHINE", "FLASH_DSA_COMMIT")
+        environment = {name: value for name, value in os.environ.items() if name not in handed_down}
+        command = ["make", "--old-file=.venv/ready", f"PYTHON={sys.executable}", *arguments]
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+def test_a_night(tmp_path: Path) -> None:
+    """Twelve commits are measured, the last six of them slower: an issue says so."""
+    clone = Clone(tmp_path / "clone")
+    tree = clone.root / "asv_bench" / "results"
+    commits = []
+    for number in range(12):
+        commits.append(clone.commit(f"commit {number}"))
+        seconds = (7e-3 if number < 6 else 9e-3) * (1 + 1e-4 * (number % 3))
+        row = [[seconds], [["8192"], ["2048"], ["'flash_dsa'"]], "v", 0, 1.0, [seconds * 0.999], [seconds * 1.001]]
+        write(tree, commits[-1], number, {BENCHMARK: row}, "box")
+        (tree / "box" / f"{commits[-1]}.telemetry.jsonl").write_text('{"machine": {"driver": "580.1"}}\n')
+        (tree / "box" / "machine.json").write_text('{"machine": "box"}')
+        assert "3 files" in clone.make("measured", "MACHINE=box")
+        clone.make("keep", "FROM=build/measured")
+    shutil.rmtree(tree)
+    said = clone.make("records", "alerts", "issues", "ISSUES_OPTIONS=--show")
+    assert "25 files from the branch records" in said
+    assert f"# Regressed on box since {commits[6][:12]}: sparse_fwd" in said
+    assert f"make pr-check BASE={commits[5]}" in said and "driver `580.1`" in said
+    assert clone.git("status", "--porcelain", "--", "ci", "Makefile") == ""
+
+
+def test_a_comment(github: GitHub) -> None:
+    event = github.prepare()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "comment", f"PYTHON={sys.executable}", f"COMMENT_OPTIONS=--event {event} --show"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"## Performance of `{HEAD[:12]}`" in done.stdout and "**Regressed: of 1 case 1 slower.**" in done.stdout
