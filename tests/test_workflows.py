@@ -105,6 +105,7 @@ def test_a_persistent_runner_meets_a_fork_only_by_label_and_approval() -> None:
             if "self-hosted" in str(described["runs-on"]):
                 assert workflow(name)["on"]["pull_request"]["types"] == ["labeled"]
                 assert described["environment"] == "gpu" and "label.name == 'bench'" in described["if"]
+                assert "vars." not in str(described)  # a fork's run sees none
 
 
 def test_a_runner_has_nothing_that_registers_another() -> None:
@@ -165,10 +166,14 @@ def test_what_waits_for_a_gpu_or_the_records_is_not_dropped() -> None:
     """By default the third of a group ends the second, and a commit would never be measured."""
     for job in ("measure", "keep"):
         assert jobs("gpu")[job]["concurrency"]["queue"] == "max"
+    assert jobs("wheels")["gpu"]["concurrency"] == jobs("gpu")["measure"]["concurrency"]
+    assert workflow("bench-comment")["concurrency"]["queue"] == "max"
 
 
 def test_who_waits_for_approval_holds_up_no_other() -> None:
-    assert "pull_request.number" in jobs("bench-pr")["measure"]["concurrency"]["group"]
+    assert {"event.pull_request.number", "event.label.name"} <= set(
+        re.findall(r"github\.([a-z._]+)", jobs("bench-pr")["measure"]["concurrency"]["group"])
+    )
 
 
 @pytest.mark.parametrize(
