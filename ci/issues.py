@@ -75,7 +75,7 @@ def settle(repository: str, alerts: Sequence[Mapping[str, Any]], texts: Mapping[
     known = {}
     for issue in github.ask_all(f"{path}?state=all&labels={LABEL}&per_page=100"):
         if issue["user"] and issue["user"]["login"] == github.AUTHOR:
-            known[(issue["body"] or "").partition("\n")[0]] = issue
+            known[(issue["body"] or "").partition("\n")[0].strip()] = issue  # a browser ends lines in CR LF
     done, opened = [], 0
     for alert in alerts:
         title, text = texts[alert["id"]]

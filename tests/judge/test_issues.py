@@ -143,7 +143,7 @@ def test_an_alert_has_one_issue_which_is_updated_and_closed(project: Project) ->
     project.issues = [
         as_issue(alert(1)),
         as_issue(alert(2), 8, user={"login": "guest"}),  # somebody copied the mark
-        as_issue(alert(3), 9),
+        as_issue(alert(3), 9, body=f"{issues.mark(alert(3))}\r\nedited in a browser"),
         as_issue(alert(4), 10, state="closed"),
     ]
     project.run(alert(1), alert(2), alert(3, status="fixed", fixed_by="d" * 40), alert(4, status="fixed"))
