@@ -12,7 +12,8 @@
 #   FROM=folder          what `make keep` commits to the branch `records`; with PUSH=1 it is pushed
 #   ISSUES_OPTIONS=...   more arguments for `make issues`, and COMMENT_OPTIONS for `make comment`: --show writes nothing
 #   LIBRARIES=folder     keeps the JavaScript that pages use (default: build/libraries); npm fetches what is not there
-#   RANGE=a..b           commits that `make history` measures; HISTORY_OPTIONS are more arguments of `python -m ci history`
+#   RANGE=a..b           commits that `make history` measures, and of which `make measured` copies the results
+#   HISTORY_OPTIONS=...  more arguments of `python -m ci history`
 #   BASE=rev             what `make pr-check` compares HEAD with; PR_OPTIONS are more arguments of `python -m ci pr`
 #   PIP_*                pip's own variables (index, wheels, proxy) are honoured
 
@@ -196,8 +197,8 @@ asv_bench/results/benchmarks.json: env FORCE
 	@$(ASV_MACHINE)
 	$(PY) -m asv run --bench just-discover --environment existing --machine $(MACHINE)
 
-measured: ## copy what MACHINE measured of this commit into build/measured
-	@$(PYTHON) -m ci.records collect --machine "$(MACHINE)" --commit "$(COMMIT)"
+measured: ## copy what MACHINE measured of this commit, or of RANGE=a..b, into build/measured
+	@$(PYTHON) -m ci.records collect --machine "$(MACHINE)" $(if $(RANGE),--range "$(RANGE)",--commit "$(COMMIT)")
 
 keep: ## commit the results in FROM=folder to the branch `records`; PUSH=1 pushes it
 	@test -n "$(FROM)" || { echo "make keep: FROM expected a folder with what runners left, as in make keep FROM=build"; exit 3; }

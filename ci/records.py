@@ -1,6 +1,6 @@
 """The branch `records`: what GPU runners measured, kept by git without being part of the code.
 
-A runner may not write to the repository. It leaves the results of one commit in a folder (`collect`); a job that may
+A runner may not write to the repository. It leaves the results of commits in a folder (`collect`); a job that may
 write takes of them what has the name, the form and the commit of a result (`keep`). The branch has the form of
 `asv_bench/results`, into which `restore` puts it. The branch that is checked out is never touched. `python -m
 ci.records` needs the standard library and git alone, so that job installs nothing.
@@ -37,16 +37,20 @@ class RecordsError(RuntimeError):
     """Nothing can be collected, kept or restored. Exit code 3."""
 
 
-def collect(results: Path, machine: str, commit: str, output: Path) -> list[Path]:
-    """Copies what a machine measured of a commit, and what asv knows of both, into `output/<machine>/`.
+def collect(results: Path, machine: str, commits: Sequence[str], output: Path) -> list[Path]:
+    """Copies what a machine measured of commits, and what asv knows of it, into `output/<machine>/`.
 
     Raises:
-        RecordsError: when there is no result of the commit.
+        RecordsError: when there is no result of any of them.
     """
     folder = results / machine
-    found = [*sorted(folder.glob(f"{commit[:8]}-*.json")), folder / f"{commit}.telemetry.jsonl"]
-    if not all(path.is_file() for path in found) or len(found) < 2:
-        raise RecordsError(f"{folder}: expected results of {commit} with their telemetry, got none")
+    found: list[Path] = []
+    for commit in commits:
+        telemetry = folder / f"{commit}.telemetry.jsonl"
+        measured = sorted(folder.glob(f"{commit[:8]}-*.json"))
+        found += [*measured, telemetry] if measured and telemetry.is_file() else []
+    if not found:
+        raise RecordsError(f"{folder}: expected results of {', '.join(commits)} with their telemetry, got none")
     shutil.rmtree(output, ignore_errors=True)
     (output / machine).mkdir(parents=True)
     return [Path(shutil.copy(path, output / machine)) for path in [*found, folder / "machine.json"]]
@@ -137,6 +141,13 @@ def _commit_of(path: Path) -> str:
     return commit
 
 
+def _range(text: str) -> list[str]:
+    found = _git("rev-list", "--end-of-options", text).decode().split()
+    if not found:
+        raise RecordsError(f"range: expected commits, as in a..b, got {text!r}, which has none")
+    return found
+
+
 def _tip() -> str | None:
     """The branch as it is here or as `origin` has it, whichever holds the other.
 
@@ -184,9 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = Parser(prog="python -m ci.records", description="Keeps what GPU runners measured on a branch of its own.")
     commands = parser.add_subparsers(dest="command", required=True)
-    collecting = commands.add_parser("collect", help="copy what was measured of a commit into a folder")
+    collecting = commands.add_parser("collect", help="copy what was measured of commits into a folder")
     collecting.add_argument("--machine", required=True, help="name of its records")
-    collecting.add_argument("--commit", required=True, help="full hash")
+    which = collecting.add_mutually_exclusive_group(required=True)
+    which.add_argument("--commit", help="full hash")
+    which.add_argument("--range", help="commits as git has them, a..b; those that were not measured are left out")
     collecting.add_argument("--output", type=Path, default=Path("build/measured"), help="(default: build/measured)")
     keeping = commands.add_parser("keep", help="commit what runners left to the branch")
     keeping.add_argument("--from", dest="folder", type=Path, required=True, help="folder with what they left")
@@ -195,7 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "collect":
-            found = collect(RESULTS, options.machine, options.commit, options.output)
+            commits = [options.commit] if options.commit else _range(options.range)
+            found = collect(RESULTS, options.machine, commits, options.output)
             print(f"{len(found)} files in {options.output / options.machine}")
         elif options.command == "keep":
             print("\n".join(keep(options.folder, options.push)))

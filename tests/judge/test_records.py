@@ -66,6 +66,23 @@ def test_what_is_collected_is_kept_and_restored(repository: Path, tmp_path: Path
         assert (Path("kept") / "box" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_what_was_measured_of_a_range_is_collected(repository: Path, tmp_path: Path) -> None:
+    """One of them was not measured, and another has lost its telemetry."""
+    for text in ("three", "four"):
+        git(repository, "commit", "--quiet", "--allow-empty", "-m", text)
+    first, second, third, _ = commits(repository)
+    tree = repository / "asv_bench" / "results"
+    for commit in (first, second, third):
+        measured(tree, commit)
+    (tree / "box" / f"{third}.telemetry.jsonl").unlink()
+    left = ["--machine", "box", "--output", str(tmp_path / "left")]
+    assert records.main(["collect", "--range", f"{first}..HEAD", *left]) == 0
+    names = {f"{second[:8]}-py.json", f"{second}.telemetry.jsonl", "machine.json"}
+    assert {path.name for path in (tmp_path / "left" / "box").iterdir()} == names
+    for nothing in ("HEAD..HEAD", "--all", f"{third}..HEAD"):
+        assert records.main(["collect", f"--range={nothing}", *left]) == 3
+
+
 def test_what_was_kept_and_not_pushed_is_not_lost(repository: Path, tmp_path: Path) -> None:
     first, second = commits(repository)
     records.keep(measured(tmp_path / "first", first), push=True)
