@@ -67,6 +67,8 @@ class Installed:
 
     def run(self, *arguments: str, gpus: str = "") -> str:
         environment = {"PATH": str(self.folder / "no-programs"), "CUDA_VISIBLE_DEVICES": gpus}
+        # Where a machine keeps its driver's libraries, it may say so by this alone.
+        environment |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         done = subprocess.run(
             [self.python, "-I", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
         )

@@ -166,7 +166,8 @@ def test_what_waits_for_a_gpu_or_the_records_is_not_dropped() -> None:
     """By default the third of a group ends the second, and a commit would never be measured."""
     for job in ("measure", "keep"):
         assert jobs("gpu")[job]["concurrency"]["queue"] == "max"
-    assert jobs("wheels")["gpu"]["concurrency"] == jobs("gpu")["measure"]["concurrency"]
+    for name, job in (("wheels", "gpu"), ("nightly", "history")):
+        assert jobs(name)[job]["concurrency"] == jobs("gpu")["measure"]["concurrency"]
     assert workflow("bench-comment")["concurrency"]["queue"] == "max"
 
 
