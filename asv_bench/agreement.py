@@ -26,6 +26,7 @@ from asv_bench.tables import Table
 
 SCHEMA = 1
 FILE = "agreement.json"
+_UNFINISHED = ".agreement.running"
 _CHILD_SECONDS = 300
 
 
@@ -124,23 +125,18 @@ def measure_here(device: str) -> list[dict[str, Any]]:
 def measure(folder: Path, device: str, processes: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Runs fresh processes one after the other and writes what they found.
 
+    What a run that was ended has found is kept and counted, if the machine and the commit are the same and nothing in
+    it was uncommitted.
+
     Args:
         folder: of the machine. device: `cpu` or `cuda`. processes: how many. progress: told after each.
     Returns:
         The document in `agreement.json`: schema, commit, dirty, device facts, kernels, rows with their `process`.
     Raises:
-        RuntimeError: when a process fails; nothing is written then.
+        RuntimeError: when a process fails; what those before it found is kept for the next run.
     """
     from asv_bench import telemetry
 
-    rows = []
-    for number in range(processes):
-        command = [sys.executable, "-m", "asv_bench", "agree", "--child", "--device", device]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, cwd=record.ROOT)
-        if done.returncode:
-            raise RuntimeError(f"process {number} of the agreement failed: {done.stderr.strip()[-500:]}")
-        rows += [{"process": number, **row} for row in json.loads(done.stdout.splitlines()[-1])]
-        progress(f"process {number + 1} of {processes}")
     commit, dirty = record.commit_and_dirty()
     kernels = CUDA_KERNELS if device == "cuda" else CPU_KERNELS
     document = {
@@ -149,13 +145,42 @@ def measure(folder: Path, device: str, processes: int, progress: Callable[[str],
         "dirty": dirty,
         "device": device,
         "facts": telemetry.machine_facts(device),
-        "timer_step": _timer_step(device),
         "kernels": [problem.fields for problem in kernels],
-        "rows": rows,
     }
+    unfinished = folder / _UNFINISHED
+    rows = _kept(unfinished, document, processes) if dirty is False else []
+    done = 1 + max((row["process"] for row in rows), default=-1)
+    if done:
+        progress(f"processes 1 to {done} of {processes} were measured before")
+    for number in range(done, processes):
+        rows += [{"process": number, **row} for row in _of_fresh_process(number, device)]
+        record.ensure_writable(folder)
+        record.write_atomically(unfinished, json.dumps({**document, "rows": rows}, allow_nan=False))
+        progress(f"process {number + 1} of {processes}")
+    document |= {"timer_step": _timer_step(device), "rows": rows}
     record.ensure_writable(folder)
     record.write_atomically(folder / FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    unfinished.unlink(missing_ok=True)
     return document
+
+
+def _of_fresh_process(number: int, device: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "asv_bench", "agree", "--child", "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, cwd=record.ROOT)
+    if done.returncode:
+        raise RuntimeError(f"process {number} of the agreement failed: {done.stderr.strip()[-500:]}")
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def _kept(path: Path, document: dict[str, Any], processes: int) -> list[dict[str, Any]]:
+    """Rows of an ended run that has the same `document`; of more processes than these, the first."""
+    try:
+        kept = schema.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    same = all(kept.get(name) == value for name, value in document.items())
+    return [row for row in kept["rows"] if row["process"] < processes] if same else []
 
 
 def _timer_step(device: str) -> float | None:

@@ -93,6 +93,35 @@ def test_a_process_that_fails_is_said_and_nothing_is_written(
     assert command.main(["agree", "--device", "cpu", "--machine", "../x"]) == 3
 
 
+@pytest.mark.parametrize("dirty", [False, True])
+def test_what_an_ended_run_has_found_is_kept_at_the_same_clean_commit(
+    tiny: None, dirty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASV_BENCH_SWEEPS", str(tmp_path))
+    monkeypatch.setattr(record, "commit_and_dirty", lambda: ("c" * 40, dirty))
+    run, started = agreement.subprocess.run, 0
+
+    def ended_in_the_third(*words: Any, **options: Any) -> Any:
+        nonlocal started
+        started += 1
+        if started == 3:
+            raise KeyboardInterrupt
+        return run(*words, **options)
+
+    monkeypatch.setattr(agreement.subprocess, "run", ended_in_the_third)
+    words = ["agree", "--device", "cpu", "--machine", "test", "--processes", "3"]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(words)
+    assert command.main(words) == 0
+    assert ("processes 1 to 2 of 3 were measured before" in capsys.readouterr().out) == (not dirty)
+    assert started == (6 if dirty else 4)
+    document = agreement.read(tmp_path / "test")
+    assert [row["process"] for row in document["rows"]] == [0, 0, 1, 1, 2, 2]
+    assert [path.name for path in (tmp_path / "test").iterdir()] == [agreement.FILE]
+    # what was written whole is not what was ended
+    assert command.main(words) == 0 and "measured before" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 2}', '{"schema": 1, "rows": [{}]}'])
 def test_a_damaged_file_is_an_error_that_names_it(content: str, tmp_path: Path) -> None:
     (tmp_path / agreement.FILE).write_text(content)
