@@ -30,6 +30,8 @@ _MACHINE = re.compile(r"(?!local-)[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 _RESULT = re.compile(r"([0-9a-f]{8})-[A-Za-z0-9._-]{1,120}\.json")
 _TELEMETRY = re.compile(r"([0-9a-f]{40})\.telemetry\.jsonl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BRIDGE = "bridge.jsonl"  # as ci.campaign appends to it
+_OF_MACHINE = ("machine.json", _BRIDGE)  # files that are of no commit
 _IDENTITY = {f"GIT_{who}_{what}": "flash_dsa" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
@@ -53,7 +55,8 @@ def collect(results: Path, machine: str, commits: Sequence[str], output: Path) -
         raise RecordsError(f"{folder}: expected results of {', '.join(commits)} with their telemetry, got none")
     shutil.rmtree(output, ignore_errors=True)
     (output / machine).mkdir(parents=True)
-    return [Path(shutil.copy(path, output / machine)) for path in [*found, folder / "machine.json"]]
+    found += [folder / "machine.json", *folder.glob(_BRIDGE)]
+    return [Path(shutil.copy(path, output / machine)) for path in found]
 
 
 def keep(folder: Path, push: bool = False) -> list[str]:
@@ -103,7 +106,7 @@ def restore(results: Path) -> int:
 
 def _is_ours(name: str) -> bool:
     machine, _, file = name.partition("/")
-    known = file == "machine.json" or _RESULT.fullmatch(file) or _TELEMETRY.fullmatch(file)
+    known = file in _OF_MACHINE or _RESULT.fullmatch(file) or _TELEMETRY.fullmatch(file)
     return bool(_MACHINE.fullmatch(machine) and known)
 
 
@@ -114,10 +117,12 @@ def _read_machine(folder: Path, found: dict[str, Path]) -> set[str]:
         name = f"{folder.name}/{path.name}"
         if not _is_ours(name) or path.is_symlink():
             raise RecordsError(f"{path}: expected <machine>/<file of asv>, got {name!r}")
-        commit = None if path.name == "machine.json" else _commit_of(path)
-        if commit:
+        if path.name not in _OF_MACHINE:
+            commit = _commit_of(path)
             _git("cat-file", "-e", f"{commit}^{{commit}}")
             commits.add(commit)
+        elif path.suffix == ".jsonl":
+            _read_lines(path)
         else:
             load(path)
         found[name] = path
@@ -128,17 +133,21 @@ def _commit_of(path: Path) -> str:
     """The commit that a file of results or telemetry is of; its content must be of it, and readable."""
     telemetry = _TELEMETRY.fullmatch(path.name)
     if telemetry:
-        try:
-            lines = [json.loads(line) for line in read_text(path).splitlines()]
-        except (ValueError, RecursionError) as error:
-            raise Unreadable(f"{path}: {error}") from error
-        if not all(isinstance(line, dict) for line in lines):
-            raise Unreadable(f"{path}: expected a table in each line")
+        _read_lines(path)
         return telemetry[1]
     commit = load(path).get("commit_hash")
     if not (isinstance(commit, str) and _COMMIT.fullmatch(commit) and path.name.startswith(commit[:8])):
         raise Unreadable(f"{path}: commit_hash: expected that of the file's name, got {str(commit)[:40]!r}")
     return commit
+
+
+def _read_lines(path: Path) -> None:
+    try:
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{path}: {error}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise Unreadable(f"{path}: expected a table in each line")
 
 
 def _range(text: str) -> list[str]:

@@ -46,6 +46,7 @@ def measured(root: Path, commit: str, machine: str = "box", value: float = 1.0) 
     write(root, commit, 1, {"t": [[value], [], "v"]}, machine)
     (root / machine / f"{commit}.telemetry.jsonl").write_text('{"machine": {}}\n')
     (root / machine / "machine.json").write_text('{"machine": "box"}')
+    (root / machine / "bridge.jsonl").write_text('{"values": {}}\n')
     return root
 
 
@@ -55,13 +56,13 @@ def test_what_is_collected_is_kept_and_restored(repository: Path, tmp_path: Path
     for commit in (first, second):
         left = ["--machine", "box", "--commit", commit, "--output", str(tmp_path / "left")]
         assert records.main(["collect", *left]) == 0
-        assert len(list((tmp_path / "left" / "box").iterdir())) == 3
+        assert len(list((tmp_path / "left" / "box").iterdir())) == 4
         assert records.main(["keep", "--from", str(tmp_path), "--push"]) == 0
     assert git(repository, "rev-list", "--count", "origin/records") == "2"
     assert git(repository, "branch", "--show-current") != "records" and git(repository, "stash", "list") == ""
     git(tmp_path, "clone", "--quiet", "origin", "other")
     os.chdir(tmp_path / "other")
-    assert records.restore(Path("kept")) == 5
+    assert records.restore(Path("kept")) == 6
     for path in tree.glob("box/*"):
         assert (Path("kept") / "box" / path.name).read_bytes() == path.read_bytes()
 
@@ -77,7 +78,7 @@ def test_what_was_measured_of_a_range_is_collected(repository: Path, tmp_path: P
     (tree / "box" / f"{third}.telemetry.jsonl").unlink()
     left = ["--machine", "box", "--output", str(tmp_path / "left")]
     assert records.main(["collect", "--range", f"{first}..HEAD", *left]) == 0
-    names = {f"{second[:8]}-py.json", f"{second}.telemetry.jsonl", "machine.json"}
+    names = {f"{second[:8]}-py.json", f"{second}.telemetry.jsonl", "machine.json", "bridge.jsonl"}
     assert {path.name for path in (tmp_path / "left" / "box").iterdir()} == names
     for nothing in ("HEAD..HEAD", "--all", f"{third}..HEAD"):
         assert records.main(["collect", f"--range={nothing}", *left]) == 3
@@ -89,7 +90,7 @@ def test_what_was_kept_and_not_pushed_is_not_lost(repository: Path, tmp_path: Pa
     records.keep(measured(tmp_path / "second", second))
     records.keep(measured(tmp_path / "other", first, "other"))
     assert git(repository, "rev-list", "--count", "records") == "3"
-    assert records.restore(tmp_path / "kept") == 8
+    assert records.restore(tmp_path / "kept") == 10
     git(repository, "push", "--quiet", "--force", "origin", f"{second}:records")
     git(repository, "fetch", "--quiet", "--force", "origin", "+records:refs/remotes/origin/records")
     with pytest.raises(records.RecordsError, match="push or drop those here"):
@@ -122,6 +123,7 @@ def test_a_machine_may_measure_a_commit_again(repository: Path, tmp_path: Path) 
         ("a" * 40 + ".telemetry.jsonl", "[]\n", "expected a table in each line"),
         ("a" * 40 + ".telemetry.jsonl", "{\n", "telemetry.jsonl"),
         ("machine.json", "[]", "expected a table"),
+        ("bridge.jsonl", "1\n", "expected a table in each line"),
     ],
 )
 def test_what_is_no_result_of_ours_is_refused(
