@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci import builds, history, results
+from ci import bridge, builds, history, results
+from ci.bridge import Piece
 from ci.builds import CheckError
 from ci.history import History
 
-BRIDGE = "bridge.jsonl"
 _END = ".telemetry.jsonl"
 _BUILT = "built"  # file beside a package that is whole
 # What a build is made of: trees and files of the commit, packages beside the compilers.
@@ -104,13 +104,13 @@ def run(options: Options, say: Callable[[str], None] = print) -> Done:
         begun, count = time.monotonic(), {"measured": 0, "before": 0, "failed": 0}
         wanted = [commit for commit in commits if options.again or commit not in known]
         if wanted and not options.build_only:
-            bridge = _bridge_of(options, commits)
-            say(f"bridge {bridge[:12]}: measured in every piece")
-            found = _measure(options, bridge, _provide(options, bridge, say, must=True))
-            say(_note_bridge(options, bridge, found))
-            if bridge in wanted:
-                _keep(options, bridge)
-                wanted.remove(bridge)
+            fixed = _bridge_of(options, commits)
+            say(f"bridge {fixed[:12]}: measured in every piece")
+            found = _measure(options, fixed, _provide(options, fixed, say, must=True))
+            say(_note_bridge(options, fixed, found))
+            if fixed in wanted:
+                _keep(options, fixed)
+                wanted.remove(fixed)
                 count["measured"] += 1
         for number, (commit, subject) in enumerate(commits.items(), 1):
             head = f"[{number} of {len(commits)}] {commit[:12]} {subject[:60]}"
@@ -333,38 +333,27 @@ def _keep(options: Options, commit: str) -> None:
 
 def _bridge_of(options: Options, commits: Mapping[str, str]) -> str:
     """The commit that every piece measures; once there is one, it stays."""
-    lines = _lines(options.results / BRIDGE)
+    pieces = bridge.read(options.results)
     asked = builds.commit_of(options.root, options.bridge) if options.bridge else ""
-    before = str(lines[0]["commit"]) if lines else ""
+    before = pieces[0].commit if pieces else ""
     if asked and before and asked != before:
         raise CheckError(f"bridge: expected {before[:12]}, which earlier pieces measured, got {asked[:12]}")
     return before or asked or next(iter(commits))
 
 
-def _note_bridge(options: Options, bridge: str, found: Sequence[History]) -> str:
+def _note_bridge(options: Options, commit: str, found: Sequence[History]) -> str:
     """Appends what the bridge took in this piece.
 
     Returns:
         How it compares with the first piece, as a sentence.
     """
-    path = options.results / BRIDGE
-    first = next(iter(_lines(path)), None)
-    values = {
-        f"{one.benchmark}({', '.join(one.params)})": [
-            results.or_none(float(row[0])) for row in (one.values, one.detail.low, one.detail.high)
-        ]
-        for one in found
-        if one.detail and 0 < one.values[0] < math.inf
-    }
-    sidecar = _lines(options.folder / "suite" / f"{bridge}{_END}")
+    first = next(iter(bridge.read(options.results)), None)
+    sidecar = _lines(options.folder / "suite" / f"{commit}{_END}")
     card = next((line["machine"].get("gpu_uuid") for line in sidecar if isinstance(line.get("machine"), dict)), None)
-    line = {"timestamp": round(time.time(), 3), "commit": bridge, "card": card, "values": values}
-    options.results.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line, allow_nan=False) + "\n")
-    shared = [name for name in values if first and name in first["values"]]
-    if not first or not shared:
-        return f"    the first piece: {len(values)} series of the bridge are noted"
-    ratios = [values[name][0] / first["values"][name][0] for name in shared]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return f"    the bridge took {mean:.3f}x its time of the first piece ({min(ratios):.3f}x to {max(ratios):.3f}x)"
+    piece = Piece(round(time.time(), 3), commit, card, bridge.values_of(found))
+    bridge.note(options.results, piece)
+    compared = bridge.compare(piece, first) if first else None
+    if compared is None:
+        return f"    the first piece: {len(piece.values)} series of the bridge are noted"
+    mean, least, most = compared.mean, compared.least, compared.most
+    return f"    the bridge took {mean:.3f}x its time of the first piece ({least:.3f}x to {most:.3f}x)"

@@ -30,7 +30,7 @@ _MACHINE = re.compile(r"(?!local-)[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 _RESULT = re.compile(r"([0-9a-f]{8})-[A-Za-z0-9._-]{1,120}\.json")
 _TELEMETRY = re.compile(r"([0-9a-f]{40})\.telemetry\.jsonl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_BRIDGE = "bridge.jsonl"  # as ci.campaign appends to it
+_BRIDGE = "bridge.jsonl"  # that of ci.bridge, which needs more than git
 _OF_MACHINE = ("machine.json", _BRIDGE)  # files that are of no commit
 _IDENTITY = {f"GIT_{who}_{what}": "flash_dsa" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 

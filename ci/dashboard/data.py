@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ci import codegen
+from ci import bridge, codegen
 from ci.alerts import Alert, Cause, Status
+from ci.bridge import Piece
 from ci.changepoint import ChangePoint, Values
 from ci.dashboard import sidecar, speedups, work
 from ci.dashboard.points import OURS, SPEEDUP, Point, point_of
@@ -145,11 +146,19 @@ def _is_sparse(series: Series, implementation: str) -> bool:
     return series.point.op == "sparse_fwd" and series.point.implementation == implementation
 
 
-def write(folder: Path, places: Sequence[Place], alerts: Sequence[Alert], subjects: Subjects, facts: Any) -> None:
+def write(
+    folder: Path,
+    places: Sequence[Place],
+    alerts: Sequence[Alert],
+    pieces: Mapping[str, Sequence[Piece]],
+    subjects: Subjects,
+    facts: Any,
+) -> None:
     """Writes the files.
 
     Args:
-        folder: for them. places: with their series. alerts: of all places. subjects: of commits, where git knows them.
+        folder: for them. places: with their series. alerts: of all places. pieces: of campaigns, by machine.
+        subjects: of commits, where git knows them.
         facts: for the pages, such as the address of a commit; put into `index.json` as they are.
     """
     numbers: dict[_Name, str] = {}
@@ -171,7 +180,7 @@ def write(folder: Path, places: Sequence[Place], alerts: Sequence[Alert], subjec
         _write(folder / "commits" / f"{place.id}.json", commits)
         _write(folder / "crossovers" / f"{place.id}.json", _crossovers(place))
         _write(folder / "code" / f"{place.id}.json", _code(place))
-    _write(folder / "overview.json", _overview(places, alerts, numbers))
+    _write(folder / "overview.json", _overview(places, alerts, pieces, numbers))
     described = [_place(place) for place in places]
     _write(folder / "index.json", {**facts, "places": described, "series": listed})
 
@@ -341,7 +350,12 @@ def _code(place: Place) -> dict[str, Any]:
     return {"recorded": [at for at, _ in known], "host": host, "figures": list(codegen.FIGURES), "kernels": kernels}
 
 
-def _overview(places: Sequence[Place], alerts: Sequence[Alert], numbers: Mapping[_Name, str]) -> dict[str, Any]:
+def _overview(
+    places: Sequence[Place],
+    alerts: Sequence[Alert],
+    pieces: Mapping[str, Sequence[Piece]],
+    numbers: Mapping[_Name, str],
+) -> dict[str, Any]:
     by_place = {(place.machine, place.environment): place for place in places}
     told, shown = [], {place.id: 0 for place in places}
     for alert in sorted(alerts, key=lambda one: -one.moved[0].point.index):
@@ -357,7 +371,8 @@ def _overview(places: Sequence[Place], alerts: Sequence[Alert], numbers: Mapping
     for place, total in zip(places, totals, strict=True):
         mine = [one for one in alerts if one.moved[0].history.machine == place.machine]
         mine = [one for one in mine if one.moved[0].history.environment == place.environment]
-        machines.append(_newest(place, mine) | {"alerts": total, "alerts_shown": shown[place.id]})
+        told_of = _pieces(pieces.get(place.machine, ()))
+        machines.append(_newest(place, mine) | {"pieces": told_of, "alerts": total, "alerts_shown": shown[place.id]})
     return {"machines": machines, "alerts": told}
 
 
@@ -376,6 +391,17 @@ def _alert(alert: Alert, place: Place, numbers: Mapping[_Name, str]) -> dict[str
         "sentences": alert.sentences,
         "series": [numbers[(place.id, *_named(one.history))] for one in alert.moved],
     }
+
+
+def _pieces(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """When each was measured, on which card, and the bridge's time over that in the first."""
+    told = []
+    for piece in pieces:
+        over = bridge.compare(piece, pieces[0])
+        ratio = None if over is None else [round(one, _DIGITS) for one in (over.mean, over.least, over.most)]
+        named = {"date": int(piece.timestamp), "card": piece.card, "commit": _plain(piece.commit)}
+        told.append({**named, "series": len(piece.values), "ratio": ratio})
+    return told
 
 
 def _named(history: History) -> tuple[str, str, sidecar.Key]:

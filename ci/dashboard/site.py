@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci import alerts, history, policy
+from ci import alerts, bridge, history, policy
 from ci.dashboard import data, libraries, sidecar
 from ci.dashboard.data import Subjects
 from ci.results import Unreadable
@@ -145,7 +145,8 @@ def _write_data(options: Options, folder: Path) -> None:
     found = alerts.judge(histories, policy.load().history, fingerprints, alerts.read_acknowledged())
     places = list(data.places_of(histories, found, sidecars))
     facts = {"project": options.project, "commit_address": options.commit_address}
-    data.write(folder, places, found, _subjects(options.repository), facts)
+    pieces = {machine: bridge.read(options.results / machine) for machine in sidecars}
+    data.write(folder, places, found, pieces, _subjects(options.repository), facts)
 
 
 def _subjects(repository: Path) -> Subjects:

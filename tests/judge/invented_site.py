@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ci import bridge
+
 COMMITS = 24
 SLOWER_AT, FASTER_AT = 8, 16  # ours moves with these, and so does its machine code
 HOSTILE = "<img src=x onerror=\"document.body.dataset.hacked='yes'\">"
@@ -17,6 +19,7 @@ MACHINES = ("h100-sxm", "<b>h200")
 S_KV, TOPK, HEADS = (4096, 8192, 16384), (512, 2048), ("192x128", "576x512")
 IMPLEMENTATIONS = ("flash_dsa", "naive", "flash_mla")
 FAILED_AT = 5  # ours at the largest s_kv and topk
+CARDS = ("GPU-0", "GPU-1", HOSTILE)  # of the pieces in which the first machine was measured
 COLUMNS = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b"]
 
 
@@ -58,6 +61,9 @@ def write(root: Path, commits: int = COMMITS) -> Tree:
         for machine in range(len(MACHINES)):
             if machine == 0 or number >= commits - 3:  # the second is new
                 _write_commit(results / MACHINES[machine], machine, number, commit)
+    for number, card in enumerate(CARDS):
+        values = {"a": [1.0 + 0.01 * number, None, None], "b": [2.0 - 0.04 * number, None, None]}
+        bridge.note(results / MACHINES[0], bridge.Piece(1_790_000_000.5 + 86_400 * number, hashes[0], card, values))
     return Tree(repository, results, tuple(hashes))
 
 

@@ -12,7 +12,7 @@ import pytest
 from judge import invented_site as invented
 
 from ci import __main__ as command
-from ci import campaign, history
+from ci import bridge, campaign, history
 from ci.campaign import Done, Options
 from ci.dashboard import sidecar
 from ci.history import State
@@ -117,7 +117,7 @@ def test_a_range_is_measured_in_pieces(project: Project) -> None:
     assert project.measure(f"{first}..{newest}") == Done(measured=1, before=3)
     assert project.values()[newest] == 5.0 and project.said[0].startswith(f"bridge {first[:12]}")
     assert "1.000x its time of the first piece (1.000x to 1.000x)" in project.said[1]
-    bridges = (project.root / "asv_bench" / "results" / MACHINE / campaign.BRIDGE).read_text().splitlines()
+    bridges = (project.root / "asv_bench" / "results" / MACHINE / bridge.FILE).read_text().splitlines()
     assert [json.loads(line)["commit"] for line in bridges] == [first, first]
     assert json.loads(bridges[0])["values"] == {"answers.track_answer()": [1.0, None, None]}
     # Nothing is left: nothing is measured, the bridge neither.

@@ -175,6 +175,15 @@ def test_the_overview_has_a_verdict_for_each_machine(made: Path, tree: invented.
     assert slower["fixed_by"] == tree.commits[16] and len(slower["series"]) == 18
 
 
+def test_the_overview_has_the_pieces_in_which_a_machine_was_measured(made: Path, tree: invented.Tree) -> None:
+    found = {one["place"]: one["pieces"] for one in read(made, "overview.json")["machines"]}
+    assert found[place_of(made, "<b>h200")["id"]] == []
+    first, second, third = found[place_of(made, "h100-sxm")["id"]]
+    assert first == {"date": 1_790_000_000, "card": "GPU-0", "commit": tree.commits[0], "series": 2, "ratio": [1, 1, 1]}
+    assert second["ratio"] == [pytest.approx((1.01 * 0.98) ** 0.5, abs=1e-6), 0.98, 1.01]
+    assert third["card"] == invented.HOSTILE and third["ratio"][1:] == [0.96, 1.02]
+
+
 def test_a_grid_that_never_ran_is_counted_and_an_implementation_that_cannot_is_shown(made: Path) -> None:
     assert place_of(made, "h100-sxm")["left_out"] == 1
     _, content = series_of(made, "h100-sxm", **{**OURS, "implementation": "flash_mla"})

@@ -236,6 +236,15 @@ def test_a_filter_is_in_the_address_and_the_address_sets_the_filter(browser: Any
         assert "TFLOPS" in page.inner_text("main table")
 
 
+def test_the_overview_compares_the_pieces_of_a_history(browser: Any, address: str) -> None:
+    with visiting(browser) as visit:
+        page = visit.open(f"{address}/index.html?machine=h100-sxm")
+        pieces = page.locator("h3", has_text="Measured in pieces").locator("xpath=following-sibling::div[1]")
+        rows = [row.inner_text().split("\t") for row in pieces.locator("tbody tr").all()]
+    assert rows[1] == ["2026-09-22", "GPU-1", "2", "\u22120.51 %", "\u22122.0 % to +1.0 %"]
+    assert rows[0][3:] == ["", ""] and rows[2][1] == invented.HOSTILE
+
+
 def test_a_machines_name_is_text_and_can_be_asked_for(browser: Any, address: str) -> None:
     with visiting(browser) as visit:
         page = visit.open(f"{address}/index.html?machine={quote('<b>h200')}")

@@ -1,6 +1,6 @@
 // What the newest commits are like on each machine, and what moved in their history.
 
-import { address, chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, panels, plural, sentences } from "./page.js";
+import { address, change, chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, load, machineField, number, panels, plural, sentences, table } from "./page.js";
 
 const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
 const SETTLED = ["fixed", "acknowledged"];
@@ -19,7 +19,7 @@ guarded(async () => {
       const state = overview.machines.find((one) => one.place === place.id);
       const commits = await commitsOf(place);
       const found = overview.alerts.filter((one) => one.place === place.id && wanted(one, chosen));
-      return [...newest(state, place, commits), element("h3", {}, "What moved"), ...moved(found, state, index, place, commits)];
+      return [...newest(state, place, commits), element("h3", {}, "What moved"), ...moved(found, state, index, place, commits), ...measuredIn(state.pieces)];
     }),
   ]);
 });
@@ -50,6 +50,26 @@ function moved(found, state, index, place, commits) {
   const rest = told.slice(SHOWN);
   const folded = rest.length ? [element("details", {}, element("summary", {}, `${rest.length} earlier`), ...rest)] : [];
   return [...short, ...told.slice(0, SHOWN), ...folded];
+}
+
+// A history is measured in pieces, and one commit, the bridge, in each of them: what differs there is the machine.
+function measuredIn(pieces) {
+  if (!pieces.length) return [];
+  const { commit } = pieces[0];
+  const cards = new Set(pieces.map((one) => one.card)).size;
+  const said = `${plural(pieces.length, "piece")} on ${plural(cards, "card")}; each measured `;
+  const rows = pieces.map((one, place) => [
+    date(one.date),
+    element("code", {}, one.card ?? ""),
+    number(String(one.series)),
+    number(place && one.ratio ? change(one.ratio[0], 2) : ""),
+    number(place && one.ratio ? `${change(one.ratio[1])} to ${change(one.ratio[2])}` : ""),
+  ]);
+  return [
+    element("h3", {}, "Measured in pieces"),
+    element("p", {}, said, commitLink(commit), " again, and what it took is compared with the first."),
+    table(["date", "card", number("series"), number("mean"), number("least to most")], rows),
+  ];
 }
 
 function alert(one, index, place, commits) {
