@@ -6,6 +6,7 @@ const CAUSES = { code: "the code", environment: "the machine", unknown: "cause u
 const SETTLED = ["fixed", "acknowledged"];
 const LOST = ["failed", "missing"];
 const SHOWN = 12; // alerts before the rest is folded away
+const CARD = 12; // letters of a card's UUID
 
 guarded(async () => {
   const [index, overview] = await Promise.all([load("index.json"), load("overview.json")]);
@@ -59,11 +60,11 @@ function measuredIn(pieces) {
   const cards = new Set(pieces.map((one) => one.card)).size;
   const said = `${plural(pieces.length, "piece")} on ${plural(cards, "card")}; each measured `;
   const rows = pieces.map((one, place) => [
-    date(one.date),
-    element("code", {}, one.card ?? ""),
+    { text: date(one.date), kind: "whole" },
+    { text: (one.card ?? "").slice(0, CARD), title: one.card },
     number(String(one.series)),
-    number(place && one.ratio ? change(one.ratio[0], 2) : ""),
-    number(place && one.ratio ? `${change(one.ratio[1])} to ${change(one.ratio[2])}` : ""),
+    number(place && one.ratio ? change(one.ratio[0], 2) : "", "whole"),
+    number(place && one.ratio ? `${change(one.ratio[1])} to ${change(one.ratio[2])}` : "", "whole"),
   ]);
   return [
     element("h3", {}, "Measured in pieces"),
