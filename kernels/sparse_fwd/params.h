@@ -34,5 +34,7 @@ struct SparseFwdParams {
 void sparse_fwd_cpu(const SparseFwdParams& params, CpuDtype dtype);
 // Picks its tile by `shared_memory`, the bytes one block may use.
 void sparse_fwd_sm80(const SparseFwdParams& params, int shared_memory, CUstream_st* stream);
+// Compute capability 9.0 alone.
+void sparse_fwd_sm90(const SparseFwdParams& params, CUstream_st* stream);
 
 }  // namespace flash_dsa

@@ -1,0 +1,231 @@
+// Thin wrappers of the instructions of SM90 that the portable target lacks: mbarriers, wgmma and its descriptors,
+// setmaxnreg, proxy fences; and the one way in which phases of barriers are counted. No CuTe: a kernel here needs a
+// dozen instructions.
+//
+// FLASH_DSA_BOUNDED_WAIT (a build for debugging) gives every wait a limit. A wait that reaches it leaves a report, and all
+// waits of the launch give up: the kernel ends with wrong results instead of hanging, the launcher reads the reports and
+// throws. Nothing is printed on the device: a call to printf would undo setmaxnreg and serialise wgmma.
+#pragma once
+
+#include "sm80.cuh"
+
+namespace flash_dsa::sm90 {
+
+using sm80::bf16;
+using sm80::kWarp;
+
+constexpr int kWarpgroup = 128;
+
+// ---- mbarriers. `barrier` is an address in shared memory.
+
+__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Makes inits visible to the asynchronous arrivals of copies; a barrier of the block of threads has to follow.
+__device__ inline void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
+
+// Releases what this thread, and what it has synchronised with, has written.
+__device__ inline void barrier_arrive(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
+}
+
+// Arrives once all earlier copy_async of this thread have landed. It counts as one of the arrivals of barrier_init.
+__device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
+}
+
+// Whether the phase of this parity has ended. A fresh barrier is in phase 0: parity 0 is false, parity 1 true.
+__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// The same, but the hardware may suspend the thread for a while.
+__device__ inline bool barrier_try(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+#ifdef FLASH_DSA_BOUNDED_WAIT
+struct WaitReport {
+  uint32_t barrier, parity;  // address in shared memory
+  int block, thread;
+};
+constexpr int kWaitReports = 64;
+constexpr long long kWaitLimit = 1LL << 30;  // SM cycles, about 0.6 s
+static __device__ unsigned wait_reports_made;
+static __device__ WaitReport wait_reports[kWaitReports];
+
+__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
+  const long long begun = clock64();
+  while (!barrier_try(barrier, parity)) {
+    if (clock64() - begun < kWaitLimit && *const_cast<volatile unsigned*>(&wait_reports_made) == 0) continue;
+    const unsigned slot = atomicAdd(&wait_reports_made, 1u);
+    if (slot < kWaitReports) {
+      wait_reports[slot] = {barrier, parity, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x)};
+    }
+    return;
+  }
+}
+#else
+__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
+  while (!barrier_try(barrier, parity)) {
+  }
+}
+#endif
+
+// Where a role stands in a ring of kSlots slots: use number n of the ring is slot n % kSlots in round n / kSlots.
+// Every role counts its own position with it. A slot has two barriers, `full` and `empty`, each ending one phase a
+// round: a consumer waits for full with full_parity(), a producer for empty with empty_parity(), which is true at once
+// in round 0.
+template <int kSlots>
+class Cursor {
+ public:
+  __device__ int slot() const { return use_ < kSlots ? use_ : use_ - kSlots; }
+  __device__ uint32_t full_parity() const { return use_ < kSlots ? 0 : 1; }
+  __device__ uint32_t empty_parity() const { return use_ < kSlots ? 1 : 0; }
+  __device__ void advance(int by = 1) {
+    use_ += by;
+    if (use_ >= 2 * kSlots) use_ -= 2 * kSlots;
+  }
+  __device__ Cursor after(int by) const {
+    Cursor later = *this;
+    later.advance(by);
+    return later;
+  }
+
+ private:
+  int use_ = 0;  // the number of the use, modulo two rounds: one register
+};
+
+// ---- Proxies and registers.
+
+// Orders this thread's view of shared memory: what ordinary instructions and cp.async wrote, before what wgmma reads.
+__device__ inline void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+
+template <int kRegisters>
+__device__ inline void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ inline void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+// ---- Copies that stay in L2 as long as they can.
+
+__device__ inline uint64_t keep_in_l2() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
+// 16 bytes from global to shared memory; `bytes` = 0 writes zeros and reads nothing.
+__device__ inline void copy_async(uint32_t destination, const void* source, int bytes, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;\n" ::"r"(destination),
+               "l"(source), "r"(bytes), "l"(policy));
+}
+
+// ---- wgmma. Operands in shared memory are tiles of 64 rows x 64 bf16, rows of 128 bytes, eight-row groups of 1024
+// bytes with the 128-byte swizzle (chunk of 16 bytes c of row r lies at chunk c ^ r % 8), on 1024 bytes.
+
+constexpr int kTileBytes = 64 * 128;
+
+// Operand whose k runs along the rows of a tile: A = Q or P, B = K. Eight-row groups are 1024 bytes apart (stride
+// offset); the leading offset is not used. A step of k16 is 32 bytes.
+__device__ inline uint64_t k_major(uint32_t address) {
+  constexpr uint64_t kFixed = (1ull << 62) | (uint64_t{1024 >> 4} << 32) | (1ull << 16);
+  return kFixed | (address >> 4);
+}
+
+// Operand whose k runs down the rows: B = V, columns contiguous. 64 columns further is the next tile (leading offset),
+// eight rows further 1024 bytes (stride offset). A step of k16 is 2048 bytes.
+__device__ inline uint64_t mn_major(uint32_t address) {
+  constexpr uint64_t kFixed = (1ull << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{kTileBytes >> 4} << 16);
+  return kFixed | (address >> 4);
+}
+
+// Before the first wgmma that touches registers ordinary instructions have touched.
+__device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+
+template <int kPending>
+__device__ inline void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+}
+
+// Keeps the compiler from moving uses of accumulators over the instructions between begin and wait.
+template <int kN>
+__device__ inline void pin(float (&d)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// S: d[64x64] = a[64x16] b[16x64], added to d where `accumulate` is not 0; a in registers as for mma.sync (warp w of the
+// warpgroup holds rows 16 w to 16 w + 15), b K-major in shared memory. `accumulate` is a constant once inlined.
+// Lane l of warp w holds in d[4 j + 2 h + i] row 16 w + l / 4 + 8 h, column 8 j + 2 (l % 4) + i.
+__device__ inline void multiply_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31}, {%32, %33, %34, %35}, %36, accumulate, 1, 1, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+        "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+
+// The same with a K-major in shared memory.
+__device__ inline void multiply_64(float (&d)[32], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31}, %32, %33, accumulate, 1, 1, 0, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+        "+f"(d[30]), "+f"(d[31])
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// O: d[64x128] += a[64x16] b[16x128], a K-major, b MN-major (its 128 columns contiguous), both in shared memory.
+__device__ inline void multiply_128(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, accumulate, 1, 1, 0, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+        "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),
+        "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
+        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
+        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),
+        "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "l"(a), "l"(b), "r"(1));
+}
+
+}  // namespace flash_dsa::sm90

@@ -1,0 +1,103 @@
+// Host launcher of sparse_fwd, SM90.
+#include <string>
+
+#include "../launch.h"
+#include "../target.h"
+#include "sm90.cuh"
+
+namespace flash_dsa {
+
+namespace {
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "sparse_fwd sm90a");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "sparse_fwd sm90a");
+  return count;
+}
+
+#ifdef FLASH_DSA_BOUNDED_WAIT
+// Which barrier, by its offset in shared memory.
+template <class Plan>
+std::string barrier_name(int offset) {
+  const std::pair<int, const char*> names[] = {
+      {Plan::kPEmpty, "p empty"},           {Plan::kRightFull, "right full"}, {Plan::kLeftFull, "left full"},
+      {Plan::kMessageEmpty, "message empty"}, {Plan::kMessageFull, "message full"}, {Plan::kRopeEmpty, "rope empty"},
+      {Plan::kRopeFull, "rope full"},       {Plan::kRingEmpty, "ring empty"}, {Plan::kRingFull, "ring full"}};
+  for (const auto& [first, name] : names) {
+    if (offset >= first) return name + (" " + std::to_string((offset - first) / 8));
+  }
+  return "offset " + std::to_string(offset);
+}
+
+template <class Plan>
+void report_waits(CUstream_st* stream) {
+  const char* doing = "sparse_fwd sm90a, bounded waits";
+  check_cuda(cudaStreamSynchronize(stream), doing);
+  unsigned made = 0;
+  sm90::WaitReport reports[sm90::kWaitReports];
+  check_cuda(cudaMemcpyFromSymbol(&made, sm90::wait_reports_made, sizeof(made)), doing);
+  if (made == 0) return;
+  check_cuda(cudaMemcpyFromSymbol(reports, sm90::wait_reports, sizeof(reports)), doing);
+  const unsigned none = 0;
+  check_cuda(cudaMemcpyToSymbol(sm90::wait_reports_made, &none, sizeof(none)), doing);
+  std::string text = "sparse_fwd sm90a: " + std::to_string(made) + " waits gave up; the first:";
+  for (unsigned i = 0; i < made && i < sm90::kWaitReports; ++i) {
+    const sm90::WaitReport& report = reports[i];
+    // Dynamic shared memory begins on 1024 bytes, after what the system keeps for itself.
+    const int offset = static_cast<int>(report.barrier) - 1024;
+    text += "\n  block " + std::to_string(report.block) + " thread " + std::to_string(report.thread) + ": " +
+            barrier_name<Plan>(offset) + ", parity " + std::to_string(report.parity);
+  }
+  throw std::runtime_error(text);
+}
+#endif
+
+template <class Plan>
+void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
+  static_assert(Plan::kSharedBytes <= kSharedMemorySm90);
+  const auto kernel = sm90::sparse_fwd_kernel<Plan>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes),
+             "sparse_fwd sm90a");
+  // Two tiles of a query in one cluster gather the same rows at about the same time, which L2 answers faster.
+  const int64_t per_query = (params.h_q + sm90::kM - 1) / sm90::kM;
+  const unsigned cluster = per_query % 2 == 0 ? 2 : 1;
+  const int64_t tiles = params.s_q * per_query, blocks = multiprocessors() / cluster * cluster;
+  if (tiles > INT32_MAX - blocks) {
+    throw std::runtime_error("sparse_fwd: `q` expected s_q * h_q / 64 below 2^31 - " + std::to_string(blocks) +
+                             ", got s_q = " + std::to_string(params.s_q));
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(tiles < blocks ? tiles : blocks));
+  config.blockDim = dim3(sm90::kThreads);
+  config.dynamicSmemBytes = Plan::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  constexpr int64_t kMostRows = int64_t{1} << 31;
+  const int64_t kv_stride = params.kv_stride_s / sm80::kChunk;
+  if (params.s_kv > 1 && kv_stride > UINT32_MAX) {
+    throw std::runtime_error("sparse_fwd: `kv` expected rows less than 64 GiB apart, got a stride of " +
+                             std::to_string(params.kv_stride_s));
+  }
+  const sm90::Launch launch{params, static_cast<uint32_t>(tiles), static_cast<uint32_t>(per_query),
+                            static_cast<uint32_t>(kv_stride),
+                            static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows)};
+  check_cuda(cudaLaunchKernelEx(&config, kernel, launch), "sparse_fwd sm90a");
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  report_waits<Plan>(stream);
+#endif
+}
+
+}  // namespace
+
+void sparse_fwd_sm90(const SparseFwdParams& params, CUstream_st* stream) {
+  if (params.d_qk == 576) return launch_plan<sm90::Plan<576>>(params, stream);
+  launch_plan<sm90::Plan<512>>(params, stream);
+}
+
+}  // namespace flash_dsa

@@ -1,0 +1,683 @@
+// sparse_fwd, SM90: one persistent block of threads per SM takes tiles of 64 heads of one query, one after the other.
+//
+// The algorithm, per block of 64 keys of a tile:
+//   1. the producer gathers the 64 rows, key and value at once, into a ring, and says which slots count;
+//   2. scores S = Q K^T (m64n64k16; six of Q's nine column tiles are register operands);
+//   3. masks, row maximum, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its maximum
+//      has grown by more than 2^8: P stays below 2^8, and O is rarely rescaled;
+//   4. O += P V (m64n128k16), left and right half of the columns in a warpgroup each.
+// P of block i is handed over only when the scores of block i+1 are nearly done, if the keys of block i+1 are there: then
+// the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys that are late
+// are not waited for: P is handed over at once, which frees the ring.
+// Blocks without a slot that counts are dropped by the producer: nobody else sees them.
+//
+// Roles, 512 threads; registers by setmaxnreg, 65536 in all:
+//   warpgroup 0  scores    160  steps 2, 3; lse, max_logits; decides when P is handed over
+//   warpgroup 1  left      160  step 4 for columns 0..255 and their epilogue
+//   warpgroup 2  right     160  the same for columns 256..511
+//   warpgroup 3  producer   32  step 1; each warp its own rows, all warps from the same indices
+//
+// Shared memory, bytes:                                                     | d_qk 576 | 512
+//   ring     quarter blocks of 64 keys x 128 columns, 16 KiB each           | 180224 (11) | 196608 (12)
+//   q        64 heads x columns 384..511 and RoPE, tiles of 64 columns      | 24576  | 16384
+//   rope     64 keys x 64 columns                                           | 8192   | 0
+//   p        two P, 64 x 64                                                 | 16384  | 16384
+//   factors  float [2][64], row factors that travel with a P
+//   kinds    int [2], what a P slot holds; messages uint2 [4]; barriers
+// Every tile is 64 rows of 128 bytes with the 128-byte swizzle. Quarters travel in the order left, right, left, right, so
+// that they are freed in the order in which they were filled.
+//
+// Barriers. A slot's pair is full / empty; parities come from a Cursor that every role advances alike.
+//   barrier        slots     arrivals                                 waits
+//   ring full      kRing     128 copies of the producer               scores
+//   ring empty     kRing     4 warps of left or right, PV done        producer
+//   rope full      1         128 copies of the producer               scores
+//   rope empty     1         4 warps of scores, QK done               producer
+//   message full   4         1, producer thread 0                     scores
+//   message empty  4         4 warps of scores, message read          producer thread 0
+//   left full      2         4 warps of scores, P written             left
+//   right full     2         4 warps of scores, P written             right
+//   p empty        2         8 warps of left and right                scores
+//   named 1        -         128 threads of scores: Q of the tile before is done with; Q of this tile is there
+// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A P slot holds the P of a
+// block (kBlock), or the end of a tile (kEnd): then the factors are what makes O the output. Each role walks the same
+// tiles in the same order, so nothing else has to be agreed upon, and the producer runs ahead into the next tile.
+// Nobody waits in a circle: what a producer waits for needs only earlier blocks, except that PV of block i may be held
+// until the scores of block i+1, whose keys need at most 8 quarters of the ring together with those of block i.
+//
+// Constraints (checked in op.cpp): h_kv 1, d_qk 576 or 512, d_v 512, rows on 16 bytes.
+#pragma once
+
+#include "../planted.h"
+#include "../sm90.cuh"
+#include "params.h"
+
+namespace flash_dsa::sm90 {
+
+constexpr int kThreads = 4 * kWarpgroup;
+constexpr int kScoreRegisters = 160, kValueRegisters = 160, kProducerRegisters = 32;
+static_assert(kScoreRegisters + 2 * kValueRegisters + kProducerRegisters == 4 * 128);
+
+constexpr int kM = 64, kN = 64;      // heads of a tile, keys of a block
+constexpr int kQuarters = 4;         // of a block of keys, 128 columns each
+constexpr int kRegisterQuarters = 3; // whose Q is in registers: 96 of them
+constexpr int kMessages = 4;
+constexpr int kBlock = 0, kEnd = 1;
+// In powers of two: how far a row's maximum may exceed its reference. bf16 is as exact at 2^8 as at 1, and sums of 2^30
+// such terms stay finite.
+constexpr float kSlack = 8.0f;
+// Quarter of the next block that has to be there for P to be held back.
+constexpr int kLandedQuarter = 3;
+
+constexpr int kQuarterBytes = 2 * kTileBytes;
+
+// First column of a quarter: left and right take turns.
+__host__ __device__ constexpr int first_column(int quarter) { return quarter % 2 * 256 + quarter / 2 * 128; }
+
+template <int kDqk_>
+struct Plan {
+  static constexpr int kDqk = kDqk_;
+  static constexpr bool kHasRope = kDqk > 512;
+  static constexpr int kRing = kHasRope ? 11 : 12;
+
+  static constexpr int kRingOffset = 0;
+  static constexpr int kQ = kRingOffset + kRing * kQuarterBytes;
+  static constexpr int kRope = kQ + (kHasRope ? 3 : 2) * kTileBytes;
+  static constexpr int kP = kRope + (kHasRope ? kTileBytes : 0);
+  static constexpr int kFactors = kP + 2 * kTileBytes;
+  static constexpr int kKinds = kFactors + 2 * kM * 4;
+  static constexpr int kMessageOffset = kKinds + 2 * 4;
+  static constexpr int kBarriers = kMessageOffset + kMessages * 8;
+
+  // Barriers, 8 bytes each.
+  static constexpr int kRingFull = kBarriers;
+  static constexpr int kRingEmpty = kRingFull + kRing * 8;
+  static constexpr int kRopeFull = kRingEmpty + kRing * 8;
+  static constexpr int kRopeEmpty = kRopeFull + 8;
+  static constexpr int kMessageFull = kRopeEmpty + 8;
+  static constexpr int kMessageEmpty = kMessageFull + kMessages * 8;
+  static constexpr int kLeftFull = kMessageEmpty + kMessages * 8;
+  static constexpr int kRightFull = kLeftFull + 2 * 8;
+  static constexpr int kPEmpty = kRightFull + 2 * 8;
+  static constexpr int kSharedBytes = kPEmpty + 2 * 8;
+
+  static_assert(kBarriers % 8 == 0 && kMessageOffset % 8 == 0);
+  static_assert(2 * kQuarters <= kRing, "scores of a block and PV of the one before need both in the ring");
+};
+
+// What all roles know.
+struct Shared {
+  unsigned char* memory;
+  uint32_t base;  // the same as an address in shared memory, on 1024 bytes
+
+  __device__ float* factors(int kFactors, int slot) const {
+    return reinterpret_cast<float*>(memory + kFactors) + slot * kM;
+  }
+};
+
+// A launch. What can be worked out on the host lies in constant memory and takes no registers.
+struct Launch {
+  SparseFwdParams call;
+  uint32_t tiles, tiles_per_query;  // the launcher has checked that `tiles` and a grid more fit into 31 bits
+  uint32_t kv_stride;               // in chunks of 16 bytes
+  uint32_t kv_rows;                 // at most 2^31: as unsigned numbers, valid indices are those below
+
+  // Tiles of one query follow each other: a cluster of two takes both halves of 128 heads, and gathers the same rows.
+  __device__ int64_t query(uint32_t tile) const { return tile / tiles_per_query; }
+  __device__ int head(uint32_t tile) const { return static_cast<int>(tile % tiles_per_query) * kM; }
+};
+
+__device__ inline uint32_t thread() { return threadIdx.x % kWarpgroup; }
+__device__ inline uint32_t lane() { return threadIdx.x % kWarp; }
+// Of an accumulator: a lane has two rows of a tile, this one and the eighth after it.
+__device__ inline int accumulator_row() { return static_cast<int>(thread() / kWarp * 16 + lane() / 4); }
+
+// ---- Producer: gathers rows, drops blocks without a valid slot.
+
+template <class Plan>
+class Producer {
+ public:
+  __device__ Producer(const Launch& launch, const Shared& shared)
+      : launch_(launch), shared_(shared), policy_(keep_in_l2()) {}
+
+  __device__ void run() {
+    #pragma unroll 1
+    for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
+      gather_tile(launch_.query(tile));
+    }
+  }
+
+ private:
+  // Every warp sees all indices of a block, lane l slots l and l + 32, and comes to the same decisions.
+  __device__ void gather_tile(int64_t query) {
+    int length = launch_.call.topk;
+    if (launch_.call.topk_length != nullptr) length = min(max(__ldg(launch_.call.topk_length + query), 0), length);
+    at_ = launch_.call.indices + query * launch_.call.indices_stride_s + lane();
+    left_ = length - static_cast<int>(lane());
+    int2 next = fetch(0);
+#pragma unroll 1
+    while (__any_sync(~0u, left_ > 0)) {
+      const int2 index = next;
+      at_ += kN;
+      left_ -= kN;
+      const uint32_t low = __ballot_sync(~0u, valid(index.x)), high = __ballot_sync(~0u, valid(index.y));
+      const bool empty = (low | high) == 0;
+      if (empty) skip_empty();
+      next = fetch(0);  // a block ahead: its latency passes while this one is copied
+      if (empty) continue;
+      send(low, high);
+      gather_block(index);
+    }
+    send(0, 0);
+  }
+
+  // This lane's slots of a block, counted from the next one; what lies past the length does not count and is not read.
+  __device__ int2 fetch(int block) const {
+    return {left_ > block * kN ? __ldg(at_ + block * kN) : -1,
+            left_ > block * kN + 32 ? __ldg(at_ + block * kN + 32) : -1};
+  }
+
+  __device__ bool valid(int index) const { return static_cast<uint32_t>(index) < launch_.kv_rows; }
+
+  // On to the first block that may hold a valid slot. Four blocks at a time: padding costs a latency for each step.
+  __device__ void skip_empty() {
+    constexpr int kAtOnce = 4;
+#pragma unroll 1
+    while (__any_sync(~0u, left_ > 0)) {
+      bool any = false;
+#pragma unroll
+      for (int block = 0; block < kAtOnce; ++block) {
+        const int2 index = fetch(block);
+        any |= valid(index.x) || valid(index.y);
+      }
+      if (__any_sync(~0u, any)) return;
+      at_ += kAtOnce * kN;
+      left_ -= kAtOnce * kN;
+    }
+  }
+
+  __device__ void send(uint32_t low, uint32_t high) {
+    if (thread() == 0) {
+      barrier_wait(shared_.base + Plan::kMessageEmpty + message_.slot() * 8, message_.empty_parity());
+      reinterpret_cast<uint2*>(shared_.memory + Plan::kMessageOffset)[message_.slot()] = make_uint2(low, high);
+      barrier_arrive(shared_.base + Plan::kMessageFull + message_.slot() * 8);
+    }
+    __syncwarp();
+    message_.advance();
+  }
+
+  // This thread copies one chunk of every 128 bytes of rows row + 16 k, k = 0..3: eight threads share 128 bytes.
+  __device__ void gather_block(int2 index) {
+    int thread;  // volatile, or what follows from it would stay in registers from block to block
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+    const int row = thread % kWarpgroup / 8, chunk = thread % 8;
+    int number[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      number[k] = __shfl_sync(~0u, k < 2 ? index.x : index.y, row + k % 2 * 16);
+      if (!valid(number[k])) number[k] = -1;
+    }
+    const uint32_t offset = sm80::swizzled<128>(row, chunk);
+#pragma unroll
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
+      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + offset, number,
+              first_column(quarter), chunk);
+      barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
+      ring_.advance();
+    }
+    if constexpr (Plan::kHasRope) {
+      barrier_wait(shared_.base + Plan::kRopeEmpty, rope_.empty_parity());
+      copy<1>(shared_.base + Plan::kRope + offset, number, 512, chunk);
+      barrier_arrive_after_copies(shared_.base + Plan::kRopeFull);
+      rope_.advance();
+    }
+  }
+
+  // 16 bytes of four rows, in kTiles tiles next to each other. A row of -1 becomes zeros and is not read.
+  template <int kTiles>
+  __device__ void copy(uint32_t destination, int (&number)[4], int column, uint32_t chunk) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      asm volatile("" : "+r"(number[k]));  // addresses are cheap, and registers for four of them are not
+      const uint64_t chunks = static_cast<uint64_t>(static_cast<uint32_t>(max(number[k], 0))) * launch_.kv_stride + chunk;
+      const uint4* source = static_cast<const uint4*>(launch_.call.kv) + chunks + column / sm80::kChunk;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        copy_async(destination + tile * kTileBytes + k * 16 * 128, source + tile * 8, number[k] >= 0 ? 16 : 0, policy_);
+      }
+    }
+  }
+
+  const Launch& launch_;
+  const Shared shared_;
+  const uint64_t policy_;
+  const int32_t* at_;  // this lane's first slot of the next block
+  int left_;           // slots from there on that count
+  Cursor<Plan::kRing> ring_;
+  Cursor<1> rope_;
+  Cursor<kMessages> message_;
+};
+
+// ---- Scores: QK, softmax, statistics.
+
+template <class Plan>
+class Scores {
+ public:
+  __device__ Scores(const Launch& launch, const Shared& shared)
+      : launch_(launch),
+        shared_(shared),
+        scale_log2_(launch.call.sm_scale * sm80::kLog2e) {}
+
+  __device__ void run() {
+    for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
+      load_queries(launch_.query(tile), launch_.head(tile));
+      attend();
+      finish(launch_.query(tile), launch_.head(tile));
+    }
+  }
+
+ private:
+  // Rows past the last head repeat it; they are computed and not written.
+  __device__ void load_queries(int64_t query, int head) {
+    const int last = min(kM, launch_.call.h_q - head) - 1;
+    const bf16* q = static_cast<const bf16*>(launch_.call.q) + query * launch_.call.q_stride_s + head * launch_.call.q_stride_h;
+    sm80::named_barrier(1, kWarpgroup);  // wgmma of all warps has read the Q before
+    copy_queries<128>(shared_.base + Plan::kQ, q + first_column(kRegisterQuarters), last);
+    if constexpr (Plan::kHasRope) copy_queries<64>(shared_.base + Plan::kQ + 2 * kTileBytes, q + 512, last);
+    sm80::copy_async_commit();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bf16* row = q + min(accumulator_row() + h * 8, last) * launch_.call.q_stride_h + lane() % 4 * 2;
+#pragma unroll
+      for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
+#pragma unroll
+        for (int step = 0; step < 8; ++step) {
+          const bf16* at = row + first_column(quarter) + step * 16;
+          q_[quarter][step][h] = load_pair(at);
+          q_[quarter][step][2 + h] = load_pair(at + 8);
+        }
+      }
+    }
+    sm80::copy_async_wait<0>();
+    proxy_fence();
+    sm80::named_barrier(1, kWarpgroup);
+  }
+
+  // Volatile, so that the loads stay in this order: the compiler would keep many addresses at once.
+  __device__ static uint32_t load_pair(const bf16* at) {
+    uint32_t pair;
+    asm volatile("ld.global.nc.b32 %0, [%1];\n" : "=r"(pair) : "l"(at));
+    return pair;
+  }
+
+  template <int kColumns>
+  __device__ void copy_queries(uint32_t tiles, const bf16* source, int last) const {
+    constexpr int kChunks = kColumns / sm80::kChunk;
+#pragma unroll 1
+    for (int i = static_cast<int>(thread()); i < kM * kChunks; i += kWarpgroup) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      sm80::copy_async(tiles + chunk / 8 * kTileBytes + sm80::swizzled<128>(row, chunk % 8),
+                       source + min(row, last) * launch_.call.q_stride_h + chunk * sm80::kChunk, 16);
+    }
+  }
+
+  // All blocks of a tile.
+  __device__ void attend() {
+    bool held = false;  // the P written last has not been handed over; warps may differ, each arrives for itself
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      maximum_[h] = reference_[h] = -sm80::kInfinity;
+      sum_[h] = 0.0f;
+    }
+    for (;;) {
+      const uint32_t message_full = shared_.base + Plan::kMessageFull + message_.slot() * 8;
+      if (held && !there(message_full, message_.full_parity())) {
+        hand_over();
+        held = false;
+      }
+      barrier_wait(message_full, message_.full_parity());
+      if (!__any_sync(~0u, (mask().x | mask().y) != 0)) break;
+      if (held) {
+        const auto last = ring_.after(kLandedQuarter);
+        if (!there(shared_.base + Plan::kRingFull + last.slot() * 8, last.full_parity())) {
+          hand_over();
+          held = false;
+        }
+      }
+      float score[32];
+      multiply(score, held);
+      softmax(score);
+      held = true;
+    }
+    message_read();
+    if (held) hand_over();
+  }
+
+  // What the producer says of this block. Read again where it is needed: registers are short.
+  __device__ uint2 mask() const {
+    return reinterpret_cast<const uint2*>(shared_.memory + Plan::kMessageOffset)[message_.slot()];
+  }
+
+  __device__ void message_read() {
+    __syncwarp();
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kMessageEmpty + message_.slot() * 8);
+    message_.advance();
+  }
+
+  // A vote, so that the compiler sees that warps do not diverge and counts slots in uniform registers.
+  __device__ static bool there(uint32_t barrier, uint32_t parity) {
+    return __any_sync(~0u, barrier_test(barrier, parity));
+  }
+
+  // S = Q K^T. When only the last group is left, P of the block before is handed over: by the time left and right have
+  // seen it, the tensor cores are free.
+  __device__ void multiply(float (&score)[32], bool held) {
+    wgmma_begin();
+#pragma unroll
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+      proxy_fence();
+      const uint32_t keys = shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes;
+#pragma unroll
+      for (int step = 0; step < 8; ++step) {
+        const uint32_t offset = step / 4 * kTileBytes + step % 4 * 32;
+        if (quarter < kRegisterQuarters) {
+          multiply_64(score, q_[quarter][step], k_major(keys + offset), quarter + step > 0);
+        } else {
+          multiply_64(score, k_major(shared_.base + Plan::kQ + offset), k_major(keys + offset), 1);
+        }
+      }
+      wgmma_commit();
+      ring_.advance();
+    }
+    if constexpr (Plan::kHasRope) {
+      barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
+      proxy_fence();
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        multiply_64(score, k_major(shared_.base + Plan::kQ + 2 * kTileBytes + step * 32),
+                    k_major(shared_.base + Plan::kRope + step * 32), 1);
+      }
+      wgmma_commit();
+      rope_.advance();
+    }
+    wgmma_wait<1>();
+    if (held) hand_over();
+    wgmma_wait<0>();
+    pin(score);
+    if constexpr (Plan::kHasRope) {
+      if (lane() == 0) barrier_arrive(shared_.base + Plan::kRopeEmpty);
+    }
+  }
+
+  // Masks, maxima, P. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row() + 8.
+  __device__ void softmax(float (&score)[32]) {
+    const uint2 mask = this->mask();
+    message_read();
+    if ((mask.x & mask.y) != ~0u) {
+      const int shift = lane() % 4 * 2;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const uint32_t bits = (j < 4 ? mask.x : mask.y) >> (j % 4 * 8 + shift);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if ((bits >> (i % 2) & 1) == 0) score[j * 4 + i] = -sm80::kInfinity;
+        }
+      }
+    }
+    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float block_max = fmaxf(score[h * 2], score[h * 2 + 1]);
+#pragma unroll
+      for (int j = 1; j < 8; ++j) block_max = fmaxf(block_max, fmaxf(score[j * 4 + h * 2], score[j * 4 + h * 2 + 1]));
+      maximum_[h] = fmaxf(maximum_[h], sm80::row_max(block_max));
+      float factor = 1.0f;
+      if (maximum_[h] * scale_log2_ > reference_[h] * scale_log2_ + kSlack) {
+        // Nothing to shrink where nothing has been seen: O and the sum are zero.
+        if (reference_[h] != -sm80::kInfinity) {
+          factor = sm80::exp2_approx((reference_[h] - maximum_[h]) * scale_log2_);
+        }
+        reference_[h] = maximum_[h];
+        sum_[h] *= factor;
+      }
+      if (lane() % 4 == 0) shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8] = factor;
+    }
+    unsigned char* p = shared_.memory + Plan::kP + p_.slot() * kTileBytes + accumulator_row() * 128 + lane() % 4 * 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float shift = reference_[h] == -sm80::kInfinity ? 0.0f : reference_[h] * scale_log2_;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float p0 = sm80::exp2_approx(fmaf(score[j * 4 + h * 2], scale_log2_, -shift));
+        const float p1 = sm80::exp2_approx(fmaf(score[j * 4 + h * 2 + 1], scale_log2_, -shift));
+        sum_[h] += p0 + p1;
+        // Rows accumulator_row() and accumulator_row() + 8 are both lane / 4 modulo 8.
+        *reinterpret_cast<uint32_t*>(p + h * 8 * 128 + ((j ^ (lane() / 4)) << 4)) = sm80::pack_bf16(p0, p1);
+      }
+    }
+    written(kBlock);
+  }
+
+  // This thread has written its part of the P slot; hand_over() tells the readers.
+  __device__ void written(int kind) {
+    if (thread() == 0) reinterpret_cast<int*>(shared_.memory + Plan::kKinds)[p_.slot()] = kind;
+    proxy_fence();
+    p_.advance();
+  }
+
+  __device__ void hand_over() {
+    __syncwarp();
+    if (lane() == 0) {
+      const int slot = p_.slot() ^ 1;  // the one written last
+      barrier_arrive(shared_.base + Plan::kLeftFull + slot * 8);
+      barrier_arrive(shared_.base + Plan::kRightFull + slot * 8);
+    }
+  }
+
+  __device__ void finish(int64_t query, int head) {
+    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = accumulator_row() + h * 8;
+      const float sum = sm80::row_sum(sum_[h]);
+      if (lane() % 4 != 0) continue;
+      float factor = 0.0f, max_logit = -sm80::kInfinity, lse = sm80::kInfinity;
+      if (sum != 0.0f) {
+        // As finish_row of the portable target, but the sum is relative to the reference.
+        max_logit = isnan(sum) && maximum_[h] != sm80::kInfinity ? sum : maximum_[h] * launch_.call.sm_scale;
+        lse = max_logit == sm80::kInfinity ? sm80::kInfinity : reference_[h] * launch_.call.sm_scale + logf(sum);
+        factor = 1.0f / sum;
+      }
+      if (head + row < launch_.call.h_q) {
+        launch_.call.max_logits[query * launch_.call.h_q + head + row] = max_logit;
+        launch_.call.lse[query * launch_.call.h_q + head + row] = lse;
+        if (launch_.call.attn_sink != nullptr && factor != 0.0f) {
+          factor /= 1.0f + expf(__ldg(launch_.call.attn_sink + head + row) - lse);
+        }
+      }
+      shared_.factors(Plan::kFactors, p_.slot())[row] = factor;
+    }
+    written(kEnd);
+    hand_over();
+  }
+
+  const Launch& launch_;
+  const Shared shared_;
+  const float scale_log2_;
+  uint32_t q_[kRegisterQuarters][8][4];
+  float maximum_[2], reference_[2], sum_[2];
+  Cursor<Plan::kRing> ring_;
+  Cursor<1> rope_;
+  Cursor<kMessages> message_;
+  Cursor<2> p_;
+};
+
+// ---- Values: PV of 256 columns, epilogue.
+
+template <class Plan>
+class Values {
+ public:
+  __device__ Values(const Launch& launch, const Shared& shared, int side)
+      : launch_(launch),
+        shared_(shared),
+        side_(side) {}
+
+  __device__ void run() {
+    for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) out_[0][i] = out_[1][i] = 0.0f;
+      while (next()) {
+        rescale();
+        multiply();
+      }
+      finish(launch_.query(tile), launch_.head(tile));
+    }
+  }
+
+ private:
+  // Waits for the next P slot; whether it holds a block. A vote, so that the compiler sees that warps do not diverge and
+  // keeps what counts slots, and with it the descriptors, in uniform registers.
+  __device__ bool next() {
+    const int full = side_ == 0 ? Plan::kLeftFull : Plan::kRightFull;
+    barrier_wait(shared_.base + full + p_.slot() * 8, p_.full_parity());
+    proxy_fence();
+    return __any_sync(~0u, reinterpret_cast<const int*>(shared_.memory + Plan::kKinds)[p_.slot()] == kBlock);
+  }
+
+  __device__ float factor(int h) const { return shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8]; }
+
+  __device__ void rescale() {
+    const float factors[2] = {factor(0), factor(1)};
+    if (!__any_sync(~0u, factors[0] != 1.0f || factors[1] != 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      out_[0][i] *= factors[i / 2 % 2];
+      out_[1][i] *= factors[i / 2 % 2];
+    }
+  }
+
+  __device__ void multiply() {
+    const uint32_t p = shared_.base + Plan::kP + p_.slot() * kTileBytes;
+    const auto first = ring_.after(side_), second = ring_.after(side_ + 2);
+    pin(out_[0]);
+    pin(out_[1]);
+    wgmma_begin();
+    multiply_quarter(out_[0], p, first.slot());
+    multiply_quarter(out_[1], p, second.slot());
+    wgmma_wait<1>();
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kRingEmpty + first.slot() * 8);
+    wgmma_wait<0>();
+    pin(out_[0]);
+    pin(out_[1]);
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kRingEmpty + second.slot() * 8);
+    ring_.advance(kQuarters);
+    release();
+  }
+
+  __device__ void multiply_quarter(float (&out)[64], uint32_t p, int slot) const {
+    const uint32_t values = shared_.base + Plan::kRingOffset + slot * kQuarterBytes;
+#pragma unroll
+    for (int step = 0; step < kN / 16; ++step) {
+      multiply_128(out, k_major(p + step * 32), mn_major(values + step * 16 * 128));
+    }
+    wgmma_commit();
+  }
+
+  // This warp has read all it needs of the P slot.
+  __device__ void release() {
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kPEmpty + p_.slot() * 8);
+    p_.advance();
+  }
+
+  // Out = O x factor. Four lanes hold two columns each of every eight of a row: they transpose four words of four lanes,
+  // so that a lane stores 16 bytes and the four 64 bytes in a row.
+  __device__ void finish(int64_t query, int head) {
+    const float factors[2] = {factor(0), factor(1)};
+    __syncwarp();
+    release();
+    bf16* out = static_cast<bf16*>(launch_.call.out) + query * launch_.call.out_stride_s + head * launch_.call.out_stride_h;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = accumulator_row() + h * 8;
+      bf16* at = out + row * launch_.call.out_stride_h + lane() % 4 * sm80::kChunk;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int j = 0; j < 16; j += 4) {
+          uint32_t words[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* pair = &out_[half][(j + i) * 4 + h * 2];
+            words[i] = sm80::pack_bf16(sm80::scaled(pair[0], factors[h]), sm80::scaled(pair[1], factors[h]));
+          }
+          transpose(words);
+          if (head + row < launch_.call.h_q) {
+            // Written once and not read here: keys are worth more in L2.
+            __stcs(reinterpret_cast<uint4*>(at + side_ * 256 + half * 128 + j * 8),
+                   make_uint4(words[0], words[1], words[2], words[3]));
+          }
+        }
+      }
+    }
+  }
+
+  // words[i] of lane l becomes words[l % 4] of lane l - l % 4 + i.
+  __device__ void transpose(uint32_t (&words)[4]) const {
+    exchange(words[0], words[1], 1);
+    exchange(words[2], words[3], 1);
+    exchange(words[0], words[2], 2);
+    exchange(words[1], words[3], 2);
+  }
+
+  __device__ void exchange(uint32_t& low, uint32_t& high, int distance) const {
+    const bool upper = lane() & distance;
+    const uint32_t got = __shfl_xor_sync(~0u, upper ? low : high, distance);
+    (upper ? low : high) = got;
+  }
+
+  const Launch& launch_;
+  const Shared shared_;
+  const int side_;
+  float out_[2][64];  // columns 128 half + 8 j + 2 (lane % 4) + i of this side in out_[half][4 j + 2 h + i]
+  Cursor<Plan::kRing> ring_;
+  Cursor<2> p_;
+};
+
+template <class Plan>
+__global__ void __launch_bounds__(kThreads, 1) sparse_fwd_kernel(const __grid_constant__ Launch launch) {
+  [[maybe_unused]] PlantedDelay delay;
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  const Shared shared{shared_memory, sm80::shared_address(shared_memory)};
+  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  if (threadIdx.x == 0) {
+    const auto init = [&](int first, int slots, int arrivals) {
+      for (int slot = 0; slot < slots; ++slot) barrier_init(shared.base + first + slot * 8, arrivals);
+    };
+    constexpr int kWarps = kWarpgroup / kWarp;
+    init(Plan::kRingFull, Plan::kRing, kWarpgroup);
+    init(Plan::kRingEmpty, Plan::kRing, kWarps);
+    init(Plan::kRopeFull, 1, kWarpgroup);
+    init(Plan::kRopeEmpty, 1, kWarps);
+    init(Plan::kMessageFull, kMessages, 1);
+    init(Plan::kMessageEmpty, kMessages, kWarps);
+    init(Plan::kLeftFull, 2, kWarps);
+    init(Plan::kRightFull, 2, kWarps);
+    init(Plan::kPEmpty, 2, 2 * kWarps);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  if (role == 0) {
+    grow_registers<kScoreRegisters>();
+    Scores<Plan>(launch, shared).run();
+  } else if (role == 3) {
+    shrink_registers<kProducerRegisters>();
+    Producer<Plan>(launch, shared).run();
+  } else {
+    grow_registers<kValueRegisters>();
+    Values<Plan>(launch, shared, role - 1).run();
+  }
+}
+
+}  // namespace flash_dsa::sm90
