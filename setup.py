@@ -39,7 +39,8 @@ BUILD = ROOT / "build" / "native"  # one folder in it per choice of targets
 OLDEST_TORCH = (2, 10)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch the library loads on
 
-# Sources of a target are kernels/<op>/<stem>.<suffix>; sm90a and sm100f get theirs with their first kernel.
+# Sources of a target are kernels/<op>/<stem>.<suffix>; sm100f gets its own with its first kernel. An op without a kernel
+# for sm90a falls back to sm80.
 GPU_TARGETS = {"sm80": "sm80.cu", "sm90a": "sm90.cu", "sm100f": "sm100.cu"}
 
 # Slowdowns that a drill may plant in CUDA kernels beside delay:SHARE (kernels/planted.h).
@@ -238,6 +239,8 @@ def make_plan(text: str) -> Plan:
     if without_kernels and text not in ("auto", "native", "all"):
         raise BuildError(f"FLASH_DSA_TARGETS={text}: no kernels yet for {', '.join(without_kernels)}; use sm80")
     targets = [name for name in targets if name not in without_kernels]
+    if capabilities and "90" not in capabilities:
+        targets = [name for name in targets if name != "sm90a"]
     if "sm80" not in targets:
         return Plan(["cpu", *targets], [], nvcc)
     if capabilities:
@@ -250,7 +253,7 @@ def make_plan(text: str) -> Plan:
             raise BuildError(f"{newer}: use a newer one")
         say(f"{newer}: left out")
     found = [arch for arch in wanted if arch not in missing]
-    return Plan(["cpu", *targets] if found else ["cpu"], found, nvcc)
+    return Plan(["cpu", *(name for name in targets if found or name != "sm80")], found, nvcc)
 
 
 def serving_architectures(capabilities: list[str], nvcc: Nvcc) -> list[str]:
@@ -390,6 +393,8 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
                 compile_with("nvcc", source, [*device, *gencode], target)
     if plan.sm80:
         host.append(f'-DFLASH_DSA_SM80_ARCHS="{" ".join(plan.sm80)}"')
+    if "sm90a" in plan.targets:
+        host.append("-DFLASH_DSA_SM90A")
     levels = CPU_LEVELS if platform.machine() == "x86_64" else {"generic": []}
     for level, flags in levels.items():
         compile_with("cxx", CPU_SIMD_SOURCE, [*host, *flags, f"-DFLASH_DSA_CPU_LEVEL={level}"], "cpu", f"-{level}")

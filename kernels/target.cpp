@@ -6,21 +6,25 @@
 #include "check.h"
 #include "cpu.h"
 
-#ifdef FLASH_DSA_SM80_ARCHS
+#if defined(FLASH_DSA_SM80_ARCHS) || defined(FLASH_DSA_SM90A)
+#define FLASH_DSA_CUDA
 #include <cuda_runtime_api.h>
 #endif
 
 namespace flash_dsa {
 
 std::string compiled_targets() {
+  std::string targets = "cpu";
 #ifdef FLASH_DSA_SM80_ARCHS
-  return "cpu, sm80 (" FLASH_DSA_SM80_ARCHS ")";
-#else
-  return "cpu";
+  targets += ", sm80 (" FLASH_DSA_SM80_ARCHS ")";
 #endif
+#ifdef FLASH_DSA_SM90A
+  targets += ", sm90a";
+#endif
+  return targets;
 }
 
-#ifdef FLASH_DSA_SM80_ARCHS
+#ifdef FLASH_DSA_CUDA
 
 namespace {
 
@@ -32,16 +36,35 @@ int device_attribute(cudaDeviceAttr attribute, int index) {
 }
 
 // Machine code runs on later minor versions of its major; PTX, kept for 80 and 120, on everything later.
-bool compiled_for(int major, int minor) {
+bool compiled_for([[maybe_unused]] int major, [[maybe_unused]] int minor) {
+#ifdef FLASH_DSA_SM80_ARCHS
   std::istringstream archs(FLASH_DSA_SM80_ARCHS);
   for (int arch; archs >> arch;) {
     const bool has_ptx = arch == 80 || arch == 120;
     if (arch <= major * 10 + minor && (arch / 10 == major || has_ptx)) return true;
   }
+#endif
   return false;
 }
 
+bool sm90a_serves([[maybe_unused]] int major, [[maybe_unused]] int minor) {
+#ifdef FLASH_DSA_SM90A
+  const char* asked = std::getenv("FLASH_DSA_TEST_TARGET");
+  if (asked != nullptr && *asked != '\0' && std::strcmp(asked, "sm80") != 0) {
+    fail("FLASH_DSA_TEST_TARGET expected sm80, got '", asked, "'");
+  }
+  return major == 9 && minor == 0 && (asked == nullptr || *asked == '\0');
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool sm80_serves(int index) {
+  return compiled_for(device_attribute(cudaDevAttrComputeCapabilityMajor, index),
+                      device_attribute(cudaDevAttrComputeCapabilityMinor, index));
+}
 
 Target cuda_target(int index) {
   const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, index);
@@ -50,6 +73,7 @@ Target cuda_target(int index) {
     fail(kUnsupported, "cuda:", index, " has compute capability ", major, ".", minor,
          ", the CUDA targets need 8.0 or newer; compiled: ", compiled_targets());
   }
+  if (sm90a_serves(major, minor)) return Target::kSm90a;
   if (!compiled_for(major, minor)) {
     fail(kUnsupported, "cuda:", index, " has compute capability ", major, ".", minor,
          ", for which nothing was compiled: ", compiled_targets(), ". Rebuild with FLASH_DSA_TARGETS=auto");
@@ -75,6 +99,8 @@ int shared_memory_limit(int index) {
 }
 
 #else
+
+bool sm80_serves(int) { return false; }
 
 Target cuda_target(int index) {
   fail(kUnsupported, "cuda:", index, " needs a CUDA target; compiled: ", compiled_targets(),
@@ -114,8 +140,6 @@ FLASH_DSA_EXPORT int flash_dsa_compiled_targets(char* text, int size) {
 FLASH_DSA_EXPORT int flash_dsa_cpu_level(char* text, int size) { return answer(text, size, flash_dsa::cpu_level); }
 
 FLASH_DSA_EXPORT int flash_dsa_cuda_target(int index, char* text, int size) {
-  return answer(text, size, [index] {
-    flash_dsa::cuda_target(index);
-    return "sm80";
-  });
+  return answer(text, size,
+                [index] { return flash_dsa::cuda_target(index) == flash_dsa::Target::kSm90a ? "sm90a" : "sm80"; });
 }

@@ -5,9 +5,11 @@
 
 namespace flash_dsa {
 
-enum class Target { kCpu, kSm80 };
+enum class Target { kCpu, kSm80, kSm90a };
 
-// The target for CUDA device `index`. Throws "unsupported here: ..." naming the device and what was compiled.
+// The best target for CUDA device `index`; an op without a kernel for it falls back to sm80. FLASH_DSA_TEST_TARGET=sm80
+// asks for that one, so that both are compared in one process. Throws "unsupported here: ..." naming the device and
+// what was compiled.
 Target cuda_target(int index);
 
 // Shared memory one block may use, bytes, by GPU family. Tiles are planned for these.
@@ -20,7 +22,10 @@ constexpr int kSharedMemorySm90 = 227 * 1024;  // and SM100
 // needs.
 int shared_memory_limit(int index);
 
-// "cpu" or "cpu, sm80 (80 90 100 120)": what this library holds.
+// Whether the portable target was compiled for CUDA device `index`.
+bool sm80_serves(int index);
+
+// "cpu" or "cpu, sm80 (80 90 100 120), sm90a": what this library holds.
 std::string compiled_targets();
 
 }  // namespace flash_dsa

@@ -105,7 +105,7 @@ def test_cuda_home_without_nvcc_is_an_error(build: ModuleType, monkeypatch: pyte
 def test_all_architectures_by_default(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path)))
     plan = build.make_plan("auto")
-    assert plan.targets == ["cpu", "sm80"] and plan.sm80 == ["80", "90", "100", "120"]
+    assert plan.targets == ["cpu", "sm80", "sm90a"] and plan.sm80 == ["80", "90", "100", "120"]
     assert "-gencode=arch=compute_80,code=[sm_80,compute_80]" in build.sm80_gencode(plan.sm80)
     assert "-gencode=arch=compute_100,code=[sm_100]" in build.sm80_gencode(plan.sm80)
 
@@ -164,17 +164,20 @@ def test_native_leaves_out_a_gpu_that_nothing_serves(
     monkeypatch.setattr(build, "local_capabilities", lambda: ["75", "90", "120"])
     plan = build.make_plan("native")
     assert plan.sm80 == ["80", "90"], "sm_120 is unknown to this nvcc: PTX of 80 serves"
+    assert plan.targets == ["cpu", "sm80", "sm90a"]
     assert "no target for the GPU of compute capability 7.5 here: left out" in capsys.readouterr().err
     monkeypatch.setattr(build, "local_capabilities", lambda: ["75"])
     assert build.make_plan("native").targets == ["cpu"]
+    monkeypatch.setattr(build, "local_capabilities", lambda: ["80"])
+    assert build.make_plan("native").targets == ["cpu", "sm80"], "sm90a serves compute capability 9.0 alone"
 
 
 def test_a_target_without_kernels_asked_by_name_is_an_error(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path)))
-    with pytest.raises(SystemExit, match="no kernels yet for sm90a; use sm80"):
-        build.make_plan("sm90a")
+    with pytest.raises(SystemExit, match="no kernels yet for sm100f; use sm80"):
+        build.make_plan("sm100f")
 
 
 def test_targets_named_twice_are_built_once(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -355,7 +358,8 @@ def test_each_source_is_compiled_for_its_own_target_alone(
     monkeypatch.setattr(build.Plan, "folder", tmp_path)
     rules = build.ninja_file(plan, [], []).split("\n\n")
     device = [rule for rule in rules if ": nvcc " in rule]
-    assert len(device) == 2 and all("sm80.cu" in rule and "sm_90a" not in rule for rule in device)
+    assert len(device) == 3 and all(("sm90.cu" in rule) == ("sm_90a" in rule) for rule in device)
+    assert all("sm80.cu" in rule or "sm90.cu" in rule for rule in device)
     host = [rule for rule in rules if ": cxx " in rule]
     assert not any("march=native" in rule for rule in rules)
     wide = [rule for rule in host if "-mavx512f" in rule]

@@ -89,7 +89,12 @@ void run(DenseFwdParams params, const Tensor& q, Tensor& out, Tensor& lse) {
   params.lse_stride_h = lse.stride(1);
   run_on_target(
       q, [&](CpuDtype dtype) { dense_fwd_cpu(params, dtype); },
-      [&](CUstream_st* stream, int shared_memory) { dense_fwd_sm80(params, shared_memory, stream); });
+      [&]([[maybe_unused]] const CudaCall& call) {
+        require_sm80(call, check.op);
+#ifdef FLASH_DSA_SM80_ARCHS
+        dense_fwd_sm80(params, shared_memory_limit(call.index), call.stream);
+#endif
+      });
 }
 
 }  // namespace

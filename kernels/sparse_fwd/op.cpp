@@ -79,7 +79,18 @@ void run(SparseFwdParams params, const Tensor& q, Tensor& out, Tensor& max_logit
   params.lse = lse.mutable_data_ptr<float>();
   run_on_target(
       q, [&](CpuDtype dtype) { sparse_fwd_cpu(params, dtype); },
-      [&](CUstream_st* stream, int shared_memory) { sparse_fwd_sm80(params, shared_memory, stream); });
+      [&]([[maybe_unused]] const CudaCall& call) {
+#ifdef FLASH_DSA_SM90A
+        // A cap on shared memory stands for a smaller GPU, which has the portable target.
+        if (call.target == Target::kSm90a && shared_memory_limit(call.index) >= kSharedMemorySm90) {
+          return sparse_fwd_sm90(params, call.stream);
+        }
+#endif
+        require_sm80(call, check.op);
+#ifdef FLASH_DSA_SM80_ARCHS
+        sparse_fwd_sm80(params, shared_memory_limit(call.index), call.stream);
+#endif
+      });
 }
 
 }  // namespace

@@ -21,9 +21,11 @@ int multiprocessors() {
 template <class Plan>
 std::string barrier_name(int offset) {
   const std::pair<int, const char*> names[] = {
-      {Plan::kPEmpty, "p empty"},           {Plan::kRightFull, "right full"}, {Plan::kLeftFull, "left full"},
-      {Plan::kMessageEmpty, "message empty"}, {Plan::kMessageFull, "message full"}, {Plan::kRopeEmpty, "rope empty"},
-      {Plan::kRopeFull, "rope full"},       {Plan::kRingEmpty, "ring empty"}, {Plan::kRingFull, "ring full"}};
+      {Plan::kPEmpty, "p empty"},           {Plan::kRightFull, "right full"},
+      {Plan::kLeftFull, "left full"},       {Plan::kMessageEmpty, "message empty"},
+      {Plan::kMessageFull, "message full"}, {Plan::kRopeEmpty, "rope empty"},
+      {Plan::kRopeFull, "rope full"},       {Plan::kRingEmpty, "ring empty"},
+      {Plan::kRingFull, "ring full"}};
   for (const auto& [first, name] : names) {
     if (offset >= first) return name + (" " + std::to_string((offset - first) / 8));
   }
@@ -39,13 +41,14 @@ void report_waits(CUstream_st* stream) {
   check_cuda(cudaMemcpyFromSymbol(&made, sm90::wait_reports_made, sizeof(made)), doing);
   if (made == 0) return;
   check_cuda(cudaMemcpyFromSymbol(reports, sm90::wait_reports, sizeof(reports)), doing);
+  uint32_t base = 0;
+  check_cuda(cudaMemcpyFromSymbol(&base, sm90::wait_base, sizeof(base)), doing);
   const unsigned none = 0;
   check_cuda(cudaMemcpyToSymbol(sm90::wait_reports_made, &none, sizeof(none)), doing);
   std::string text = "sparse_fwd sm90a: " + std::to_string(made) + " waits gave up; the first:";
   for (unsigned i = 0; i < made && i < sm90::kWaitReports; ++i) {
     const sm90::WaitReport& report = reports[i];
-    // Dynamic shared memory begins on 1024 bytes, after what the system keeps for itself.
-    const int offset = static_cast<int>(report.barrier) - 1024;
+    const int offset = static_cast<int>(report.barrier - base);
     text += "\n  block " + std::to_string(report.block) + " thread " + std::to_string(report.thread) + ": " +
             barrier_name<Plan>(offset) + ", parity " + std::to_string(report.parity);
   }

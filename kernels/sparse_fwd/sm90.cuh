@@ -3,13 +3,14 @@
 // The algorithm, per block of 64 keys of a tile:
 //   1. the producer gathers the 64 rows, key and value at once, into a ring, and says which slots count;
 //   2. scores S = Q K^T (m64n64k16; six of Q's nine column tiles are register operands);
-//   3. masks, row maximum, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its maximum
+//   3. masks, row maximum, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its
+//   maximum
 //      has grown by more than 2^8: P stays below 2^8, and O is rarely rescaled;
 //   4. O += P V (m64n128k16), left and right half of the columns in a warpgroup each.
-// P of block i is handed over only when the scores of block i+1 are nearly done, if the keys of block i+1 are there: then
-// the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys that are late
-// are not waited for: P is handed over at once, which frees the ring.
-// Blocks without a slot that counts are dropped by the producer: nobody else sees them.
+// P of block i is handed over only when the scores of block i+1 are nearly done, if the keys of block i+1 are there:
+// then the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys that
+// are late are not waited for: P is handed over at once, which frees the ring. Blocks without a slot that counts are
+// dropped by the producer: nobody else sees them.
 //
 // Roles, 512 threads; registers by setmaxnreg, 65536 in all:
 //   warpgroup 0  scores    160  steps 2, 3; lse, max_logits; decides when P is handed over
@@ -24,8 +25,8 @@
 //   p        two P, 64 x 64                                                 | 16384  | 16384
 //   factors  float [2][64], row factors that travel with a P
 //   kinds    int [2], what a P slot holds; messages uint2 [4]; barriers
-// Every tile is 64 rows of 128 bytes with the 128-byte swizzle. Quarters travel in the order left, right, left, right, so
-// that they are freed in the order in which they were filled.
+// Every tile is 64 rows of 128 bytes with the 128-byte swizzle. Quarters travel in the order left, right, left, right,
+// so that they are freed in the order in which they were filled.
 //
 // Barriers. A slot's pair is full / empty; parities come from a Cursor that every role advances alike.
 //   barrier        slots     arrivals                                 waits
@@ -39,8 +40,8 @@
 //   right full     2         4 warps of scores, P written             right
 //   p empty        2         8 warps of left and right                scores
 //   named 1        -         128 threads of scores: Q of the tile before is done with; Q of this tile is there
-// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A P slot holds the P of a
-// block (kBlock), or the end of a tile (kEnd): then the factors are what makes O the output. Each role walks the same
+// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A P slot holds the P of
+// a block (kBlock), or the end of a tile (kEnd): then the factors are what makes O the output. Each role walks the same
 // tiles in the same order, so nothing else has to be agreed upon, and the producer runs ahead into the next tile.
 // Nobody waits in a circle: what a producer waits for needs only earlier blocks, except that PV of block i may be held
 // until the scores of block i+1, whose keys need at most 8 quarters of the ring together with those of block i.
@@ -58,9 +59,9 @@ constexpr int kThreads = 4 * kWarpgroup;
 constexpr int kScoreRegisters = 160, kValueRegisters = 160, kProducerRegisters = 32;
 static_assert(kScoreRegisters + 2 * kValueRegisters + kProducerRegisters == 4 * 128);
 
-constexpr int kM = 64, kN = 64;      // heads of a tile, keys of a block
-constexpr int kQuarters = 4;         // of a block of keys, 128 columns each
-constexpr int kRegisterQuarters = 3; // whose Q is in registers: 96 of them
+constexpr int kM = 64, kN = 64;       // heads of a tile, keys of a block
+constexpr int kQuarters = 4;          // of a block of keys, 128 columns each
+constexpr int kRegisterQuarters = 3;  // whose Q is in registers: 96 of them
 constexpr int kMessages = 4;
 constexpr int kBlock = 0, kEnd = 1;
 // In powers of two: how far a row's maximum may exceed its reference. bf16 is as exact at 2^8 as at 1, and sums of 2^30
@@ -141,7 +142,7 @@ class Producer {
       : launch_(launch), shared_(shared), policy_(keep_in_l2()) {}
 
   __device__ void run() {
-    #pragma unroll 1
+#pragma unroll 1
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
       gather_tile(launch_.query(tile));
     }
@@ -221,8 +222,8 @@ class Producer {
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + offset, number,
-              first_column(quarter), chunk);
+      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + offset, number, first_column(quarter),
+              chunk);
       barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
       ring_.advance();
     }
@@ -240,7 +241,8 @@ class Producer {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       asm volatile("" : "+r"(number[k]));  // addresses are cheap, and registers for four of them are not
-      const uint64_t chunks = static_cast<uint64_t>(static_cast<uint32_t>(max(number[k], 0))) * launch_.kv_stride + chunk;
+      const uint64_t chunks =
+          static_cast<uint64_t>(static_cast<uint32_t>(max(number[k], 0))) * launch_.kv_stride + chunk;
       const uint4* source = static_cast<const uint4*>(launch_.call.kv) + chunks + column / sm80::kChunk;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
@@ -265,9 +267,7 @@ template <class Plan>
 class Scores {
  public:
   __device__ Scores(const Launch& launch, const Shared& shared)
-      : launch_(launch),
-        shared_(shared),
-        scale_log2_(launch.call.sm_scale * sm80::kLog2e) {}
+      : launch_(launch), shared_(shared), scale_log2_(launch.call.sm_scale * sm80::kLog2e) {}
 
   __device__ void run() {
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
@@ -281,7 +281,8 @@ class Scores {
   // Rows past the last head repeat it; they are computed and not written.
   __device__ void load_queries(int64_t query, int head) {
     const int last = min(kM, launch_.call.h_q - head) - 1;
-    const bf16* q = static_cast<const bf16*>(launch_.call.q) + query * launch_.call.q_stride_s + head * launch_.call.q_stride_h;
+    const bf16* q =
+        static_cast<const bf16*>(launch_.call.q) + query * launch_.call.q_stride_s + head * launch_.call.q_stride_h;
     sm80::named_barrier(1, kWarpgroup);  // wgmma of all warps has read the Q before
     copy_queries<128>(shared_.base + Plan::kQ, q + first_column(kRegisterQuarters), last);
     if constexpr (Plan::kHasRope) copy_queries<64>(shared_.base + Plan::kQ + 2 * kTileBytes, q + 512, last);
@@ -411,7 +412,8 @@ class Scores {
     }
   }
 
-  // Masks, maxima, P. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row() + 8.
+  // Masks, maxima, P. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row()
+  // + 8.
   __device__ void softmax(float (&score)[32]) {
     const uint2 mask = this->mask();
     message_read();
@@ -434,11 +436,11 @@ class Scores {
       for (int j = 1; j < 8; ++j) block_max = fmaxf(block_max, fmaxf(score[j * 4 + h * 2], score[j * 4 + h * 2 + 1]));
       maximum_[h] = fmaxf(maximum_[h], sm80::row_max(block_max));
       float factor = 1.0f;
-      if (maximum_[h] * scale_log2_ > reference_[h] * scale_log2_ + kSlack) {
+      // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
+      const float before = __fmul_rn(reference_[h], scale_log2_), now = __fmul_rn(maximum_[h], scale_log2_);
+      if (now > before + kSlack) {
         // Nothing to shrink where nothing has been seen: O and the sum are zero.
-        if (reference_[h] != -sm80::kInfinity) {
-          factor = sm80::exp2_approx((reference_[h] - maximum_[h]) * scale_log2_);
-        }
+        if (before != -sm80::kInfinity) factor = sm80::exp2_approx(__fsub_rn(before, now));
         reference_[h] = maximum_[h];
         sum_[h] *= factor;
       }
@@ -447,7 +449,7 @@ class Scores {
     unsigned char* p = shared_.memory + Plan::kP + p_.slot() * kTileBytes + accumulator_row() * 128 + lane() % 4 * 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float shift = reference_[h] == -sm80::kInfinity ? 0.0f : reference_[h] * scale_log2_;
+      const float shift = reference_[h] == -sm80::kInfinity ? 0.0f : __fmul_rn(reference_[h], scale_log2_);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float p0 = sm80::exp2_approx(fmaf(score[j * 4 + h * 2], scale_log2_, -shift));
@@ -520,9 +522,7 @@ template <class Plan>
 class Values {
  public:
   __device__ Values(const Launch& launch, const Shared& shared, int side)
-      : launch_(launch),
-        shared_(shared),
-        side_(side) {}
+      : launch_(launch), shared_(shared), side_(side) {}
 
   __device__ void run() {
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
@@ -537,8 +537,8 @@ class Values {
   }
 
  private:
-  // Waits for the next P slot; whether it holds a block. A vote, so that the compiler sees that warps do not diverge and
-  // keeps what counts slots, and with it the descriptors, in uniform registers.
+  // Waits for the next P slot; whether it holds a block. A vote, so that the compiler sees that warps do not diverge
+  // and keeps what counts slots, and with it the descriptors, in uniform registers.
   __device__ bool next() {
     const int full = side_ == 0 ? Plan::kLeftFull : Plan::kRightFull;
     barrier_wait(shared_.base + full + p_.slot() * 8, p_.full_parity());
@@ -591,13 +591,14 @@ class Values {
     p_.advance();
   }
 
-  // Out = O x factor. Four lanes hold two columns each of every eight of a row: they transpose four words of four lanes,
-  // so that a lane stores 16 bytes and the four 64 bytes in a row.
+  // Out = O x factor. Four lanes hold two columns each of every eight of a row: they transpose four words of four
+  // lanes, so that a lane stores 16 bytes and the four 64 bytes in a row.
   __device__ void finish(int64_t query, int head) {
     const float factors[2] = {factor(0), factor(1)};
     __syncwarp();
     release();
-    bf16* out = static_cast<bf16*>(launch_.call.out) + query * launch_.call.out_stride_s + head * launch_.call.out_stride_h;
+    bf16* out =
+        static_cast<bf16*>(launch_.call.out) + query * launch_.call.out_stride_s + head * launch_.call.out_stride_h;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = accumulator_row() + h * 8;
@@ -650,6 +651,10 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_fwd_kernel(const __grid_co
   [[maybe_unused]] PlantedDelay delay;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const Shared shared{shared_memory, sm80::shared_address(shared_memory)};
+  if (shared.base % 1024 != 0) __trap();  // descriptors would read another swizzle than the copies write
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  wait_base = shared.base;
+#endif
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (threadIdx.x == 0) {
     const auto init = [&](int first, int slots, int arrivals) {

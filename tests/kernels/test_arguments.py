@@ -445,7 +445,8 @@ def test_tensors_that_no_target_serves() -> None:
 
 @pytest.mark.gpu
 def test_target_of_a_gpu() -> None:
-    assert flash_dsa.target_of("cuda") == "sm80"
+    hopper = torch.cuda.get_device_capability() == (9, 0) and "sm90a" in flash_dsa.compiled_targets()
+    assert flash_dsa.target_of("cuda") == ("sm90a" if hopper else "sm80")
 
 
 @pytest.mark.gpu

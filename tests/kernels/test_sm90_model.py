@@ -1,0 +1,438 @@
+"""The SM90 kernel's layouts and barrier protocol, modelled: what can be checked without a GPU.
+
+The models restate kernels/sparse_fwd/sm90.cuh in Python, one function for each of its steps; ring sizes and the like come
+from the header. Layouts of wgmma operands are restated from the PTX ISA, independently of what writes them.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HEADER = (Path(__file__).resolve().parents[2] / "kernels" / "sparse_fwd" / "sm90.cuh").read_text()
+
+
+def constant(pattern: str) -> list[int]:
+    found = re.search(pattern, HEADER)
+    assert found, pattern
+    return [int(group) for group in found.groups()]
+
+
+RINGS = dict(zip((576, 512), constant(r"kRing = kHasRope \? (\d+) : (\d+);"), strict=True))
+(REGISTER_QUARTERS,) = constant(r"kRegisterQuarters = (\d+);")
+(MESSAGES,) = constant(r"kMessages = (\d+);")
+(LANDED,) = constant(r"kLandedQuarter = (\d+);")
+SLACK = 8.0
+TILE = 64 * 128  # bytes
+M = N = 64
+
+
+def first_column(quarter: int) -> int:
+    return quarter % 2 * 256 + quarter // 2 * 128
+
+
+# ---- Layouts. Memory is a tensor of bf16 by address / 2; addresses are bytes.
+
+
+def swizzled(row: int, chunk: int) -> int:
+    """As the copies and the softmax place 16-byte chunks."""
+    return row * 128 + ((chunk ^ (row & 7)) << 4)
+
+
+def as_wgmma_reads(address: int) -> int:
+    """The 128-byte swizzle of a descriptor: address bits 4 to 6 are XORed with bits 7 to 9."""
+    return address ^ ((address >> 7 & 7) << 4)
+
+
+def k_major(memory: torch.Tensor, start: int, rows: int) -> torch.Tensor:
+    """[rows, 16]: eight-row groups 1024 bytes apart, rows 128 bytes apart within."""
+    at = [[as_wgmma_reads(start + r // 8 * 1024 + r % 8 * 128 + 2 * k) // 2 for k in range(16)] for r in range(rows)]
+    return memory[torch.tensor(at)]
+
+
+def mn_major(memory: torch.Tensor, start: int, columns: int) -> torch.Tensor:
+    """[16, columns]: 64 columns further is `leading`, eight k further `stride`, a k within is 128 bytes."""
+    leading, stride = TILE, 1024
+    at = [
+        [
+            as_wgmma_reads(start + n // 64 * leading + k // 8 * stride + k % 8 * 128 + n % 64 * 2) // 2
+            for n in range(columns)
+        ]
+        for k in range(16)
+    ]
+    return memory[torch.tensor(at)]
+
+
+def accumulator(lane: int, warp: int, j: int, h: int, i: int) -> tuple[int, int]:
+    """Row and column of d[4 j + 2 h + i] of an m64 accumulator."""
+    return 16 * warp + lane // 4 + 8 * h, 8 * j + 2 * (lane % 4) + i
+
+
+def a_fragment(lane: int, warp: int, register: int, i: int) -> tuple[int, int]:
+    """Row and k of half i of register 0..3 of an m64k16 operand in registers."""
+    return 16 * warp + lane // 4 + 8 * (register % 2), 2 * (lane % 4) + 8 * (register // 2) + i
+
+
+def gather(memory: torch.Tensor, tile: int, rows: torch.Tensor) -> None:
+    """[64, 64] by threads: each copies one chunk of four rows."""
+    for thread in range(128):
+        row, chunk = thread // 8, thread % 8
+        for k in range(4):
+            at = tile + swizzled(row, chunk) + k * 16 * 128
+            memory[at // 2 : at // 2 + 8] = rows[row + 16 * k, chunk * 8 : chunk * 8 + 8]
+
+
+def test_copies_lie_where_descriptors_look() -> None:
+    keys = torch.arange(N * 128, dtype=torch.float32).reshape(N, 128)
+    memory = torch.full((2 * TILE // 2,), -1.0)
+    for tile in range(2):
+        gather(memory, tile * TILE, keys[:, 64 * tile : 64 * tile + 64])
+    for step in range(8):  # K of the scores
+        offset = step // 4 * TILE + step % 4 * 32
+        assert torch.equal(k_major(memory, offset, N), keys[:, 16 * step : 16 * step + 16])
+    for step in range(4):  # V
+        assert torch.equal(mn_major(memory, step * 16 * 128, 128), keys[16 * step : 16 * step + 16])
+
+
+def test_queries_in_registers_are_the_operand() -> None:
+    queries = torch.arange(M * 16).reshape(M, 16)
+    seen = torch.full((M, 16), -1)
+    for warp in range(4):
+        for lane in range(32):
+            for h in range(2):
+                row = 16 * warp + lane // 4 + 8 * h
+                for half in range(2):  # q_[...][2 half + h] is loaded from column 2 (lane % 4) + 8 half
+                    for i in range(2):
+                        loaded = queries[row, lane % 4 * 2 + 8 * half + i]
+                        at = a_fragment(lane, warp, 2 * half + h, i)
+                        seen[at] = loaded
+    assert torch.equal(seen, queries)
+
+
+def write_p(memory: torch.Tensor, at: int, p: torch.Tensor) -> None:
+    for warp in range(4):
+        for lane in range(32):
+            for h in range(2):
+                base = at + (16 * warp + lane // 4) * 128 + lane % 4 * 4 + h * 8 * 128
+                for j in range(8):
+                    for i in range(2):
+                        memory[(base + ((j ^ (lane // 4)) << 4)) // 2 + i] = p[accumulator(lane, warp, j, h, i)]
+
+
+def test_probabilities_lie_where_the_descriptor_looks() -> None:
+    p = torch.arange(M * N, dtype=torch.float32).reshape(M, N)
+    memory = torch.full((TILE // 2,), -1.0)
+    write_p(memory, 0, p)
+    for step in range(4):
+        assert torch.equal(k_major(memory, step * 32, M), p[:, 16 * step : 16 * step + 16])
+
+
+def transposed(words: list[list[Any]]) -> list[list[Any]]:
+    """words[lane][i] after the exchanges of four lanes."""
+    for low, high, distance in ((0, 1, 1), (2, 3, 1), (0, 2, 2), (1, 3, 2)):
+        sent = [words[lane][low] if lane & distance else words[lane][high] for lane in range(4)]
+        for lane in range(4):
+            words[lane][low if lane & distance else high] = sent[lane ^ distance]
+    return words
+
+
+def test_lanes_store_whole_chunks() -> None:
+    # Word i of lane l begins as columns 8 i + 2 l and the next; chunk c is columns 8 c to 8 c + 7.
+    words = transposed([[8 * i + 2 * lane for i in range(4)] for lane in range(4)])
+    assert words == [[8 * lane + 2 * i for i in range(4)] for lane in range(4)]
+
+
+@pytest.mark.parametrize("d_qk", [576, 512])
+def test_a_tile_computed_through_the_layouts(d_qk: int) -> None:
+    """Two rounds of the ring: every tile by address, the lazy rescale, both halves of the output."""
+    torch.manual_seed(0)
+    ring, blocks = RINGS[d_qk], 7
+    scale_log2 = 1.4426950408889634 / 8
+    queries = torch.randn(M, d_qk)
+    keys = torch.randn(blocks * N, d_qk) * torch.linspace(0.3, 3.0, blocks).repeat_interleave(N)[:, None]
+    counts = torch.rand(blocks * N) < 0.8
+    memory = torch.full(((ring + 3) * 2 * TILE // 2,), float("nan"))
+    q_at, rope_at, p_at = (ring * 2 * TILE + extra * TILE for extra in (0, 3, 4))
+    gather(memory, q_at, queries[:, 384:448])
+    gather(memory, q_at + TILE, queries[:, 448:512])
+    if d_qk == 576:
+        gather(memory, q_at + 2 * TILE, queries[:, 512:])
+    out, total = torch.zeros(M, 512), torch.zeros(M)
+    reference = torch.full((M,), -torch.inf)
+    use = 0
+    for block in range(blocks):
+        rows = keys[block * N : block * N + N] * counts[block * N : block * N + N, None]
+        slots = [(use + quarter) % ring for quarter in range(4)]
+        score = torch.zeros(M, N)
+        for quarter, slot in enumerate(slots):
+            first = first_column(quarter)
+            for tile in range(2):
+                gather(memory, (2 * slot + tile) * TILE, rows[:, first + 64 * tile : first + 64 * tile + 64])
+            for step in range(8):
+                offset = step // 4 * TILE + step % 4 * 32
+                in_registers = queries[:, first + 16 * step : first + 16 * step + 16]
+                a = in_registers if quarter < REGISTER_QUARTERS else k_major(memory, q_at + offset, M)
+                score += a @ k_major(memory, 2 * slot * TILE + offset, N).T
+        if d_qk == 576:
+            gather(memory, rope_at, rows[:, 512:])
+            for step in range(4):
+                score += k_major(memory, q_at + 2 * TILE + 32 * step, M) @ k_major(memory, rope_at + 32 * step, N).T
+        score = score.masked_fill(~counts[block * N : block * N + N], -torch.inf) * scale_log2
+        highest = score.amax(1)
+        moves = highest > reference + SLACK
+        factor = torch.where(moves & reference.isfinite(), torch.exp2(reference - highest), torch.ones(M))
+        reference = torch.where(moves, highest, reference)
+        p = torch.exp2(score - reference[:, None])
+        assert p.max() <= 2.0**SLACK
+        total = total * factor + p.sum(1)
+        write_p(memory, p_at, p)
+        out *= factor[:, None]
+        for side in range(2):
+            for half in range(2):
+                slot, column = slots[side + 2 * half], side * 256 + half * 128
+                for step in range(4):
+                    v = mn_major(memory, 2 * slot * TILE + step * 16 * 128, 128)
+                    out[:, column : column + 128] += k_major(memory, p_at + step * 32, M) @ v
+        use += 4
+    scores = (queries @ keys.T * scale_log2).masked_fill(~counts, -torch.inf)
+    expected = torch.softmax(scores * 0.6931471805599453, dim=1) @ keys[:, :512]
+    assert torch.allclose(out / total[:, None], expected, atol=1e-4)
+    assert torch.allclose(
+        reference + total.log2(), torch.logsumexp(scores * 0.6931471805599453, 1) / 0.6931471805599453
+    )
+
+
+# ---- Protocol. Warps are generators that yield when they wait; a scheduler runs them in random order.
+
+
+class Cursor:
+    def __init__(self, slots: int) -> None:
+        self.slots, self.use = slots, 0
+
+    @property
+    def slot(self) -> int:
+        return self.use if self.use < self.slots else self.use - self.slots
+
+    @property
+    def full(self) -> int:
+        return 0 if self.use < self.slots else 1
+
+    @property
+    def empty(self) -> int:
+        return 1 - self.full
+
+    def advance(self, by: int = 1) -> None:
+        self.use += by
+        if self.use >= 2 * self.slots:
+            self.use -= 2 * self.slots
+
+    def after(self, by: int) -> Cursor:
+        later = Cursor(self.slots)
+        later.use = self.use
+        later.advance(by)
+        return later
+
+
+class Barrier:
+    """An mbarrier: a phase ends with its last arrival; a parity is done when the phase before the current has it."""
+
+    def __init__(self, arrivals: int) -> None:
+        self.arrivals, self.left, self.phase = arrivals, arrivals, 0
+
+    def arrive(self, count: int = 1) -> None:
+        assert count <= self.left, "more arrivals than a phase has: someone is a round ahead"
+        self.left -= count
+        if self.left == 0:
+            self.left, self.phase = self.arrivals, self.phase + 1
+
+    def done(self, parity: int) -> bool:
+        return (self.phase - 1) % 2 == parity
+
+
+Warp = Iterator[Callable[[], bool]]
+
+
+class Simulation:
+    """A block of threads with tiles of given numbers of blocks; what slots hold is checked by tags."""
+
+    def __init__(self, d_qk: int, tiles: list[int], seed: int, ring: int | None = None, hold: float = 0.5) -> None:
+        self.random, self.tiles, self.hold = random.Random(seed), tiles, hold
+        self.ring, self.rope = ring or RINGS[d_qk], d_qk == 576
+        self.ring_full, self.ring_empty = ([Barrier(n) for _ in range(self.ring)] for n in (128, 4))
+        self.rope_full, self.rope_empty = Barrier(128), Barrier(4)
+        self.message_full, self.message_empty = ([Barrier(n) for _ in range(MESSAGES)] for n in (1, 4))
+        self.p_full = [[Barrier(4), Barrier(4)] for _ in range(2)]  # left, right
+        self.p_empty = [Barrier(8), Barrier(8)]
+        self.keys: list[list[Any]] = [[None] * 4 for _ in range(self.ring)]  # by the producer warp that copied
+        self.rope_keys: list[Any] = [None] * 4
+        self.messages: list[Any] = [None] * MESSAGES
+        self.p: list[list[Any]] = [[None] * 4 for _ in range(2)]  # by the warp of scores that wrote
+        self.copies: list[list[Callable[[], None]]] = [[] for _ in range(4)]  # in flight, in order, by warp
+
+    def run(self) -> None:
+        warps: list[tuple[str, Warp]] = [
+            *((f"producer {w}", self.producer(w)) for w in range(4)),
+            *((f"scores {w}", self.scores(w)) for w in range(4)),
+            *((f"{('left', 'right')[side]} {w}", self.values(side, w)) for side in range(2) for w in range(4)),
+        ]
+        waiting: dict[str, tuple[Warp, Callable[[], bool]]] = {name: (warp, lambda: True) for name, warp in warps}
+        while waiting:
+            ready = [name for name, (_, condition) in waiting.items() if condition()]
+            flying = [w for w in range(4) if self.copies[w]]
+            assert ready or flying, f"deadlock: {sorted(waiting)} wait"
+            if flying and (not ready or self.random.random() < 0.3):
+                self.copies[self.random.choice(flying)].pop(0)()
+                continue
+            name = self.random.choice(ready)
+            warp = waiting[name][0]
+            try:
+                waiting[name] = (warp, next(warp))
+            except StopIteration:
+                del waiting[name]
+        assert not any(self.copies)
+
+    def pause(self) -> Callable[[], bool]:
+        return lambda: True
+
+    def producer(self, warp: int) -> Warp:
+        ring, rope, message = Cursor(self.ring), Cursor(1), Cursor(MESSAGES)
+
+        def send(what: Any) -> Warp:
+            slot = message.slot
+            if warp == 0:
+                parity = message.empty
+                yield lambda: self.message_empty[slot].done(parity)
+                self.messages[slot] = what
+                self.message_full[slot].arrive()
+            message.advance()
+
+        def fill(pieces: list[Any], full: Barrier, tag: Any) -> None:
+            pieces[warp] = "in flight"
+
+            def land() -> None:
+                pieces[warp] = tag
+                full.arrive(32)
+
+            self.copies[warp].append(land)
+
+        for tile, blocks in enumerate(self.tiles):
+            for block in range(blocks):
+                yield from send((tile, block))
+                for quarter in range(4):
+                    slot, parity = ring.slot, ring.empty
+                    yield lambda s=slot, p=parity: self.ring_empty[s].done(p)
+                    fill(self.keys[slot], self.ring_full[slot], (tile, block, quarter))
+                    ring.advance()
+                if self.rope:
+                    parity = rope.empty
+                    yield lambda p=parity: self.rope_empty.done(p)
+                    fill(self.rope_keys, self.rope_full, (tile, block))
+                    rope.advance()
+            yield from send("end")
+
+    def scores(self, warp: int) -> Warp:
+        ring, rope, message, p = Cursor(self.ring), Cursor(1), Cursor(MESSAGES), Cursor(2)
+
+        def hand_over() -> None:
+            for side in range(2):
+                self.p_full[side][p.slot ^ 1].arrive()
+
+        def write(what: Any) -> Warp:
+            slot, parity = p.slot, p.empty
+            yield lambda: self.p_empty[slot].done(parity)
+            self.p[slot][warp] = what
+            p.advance()
+
+        for tile, blocks in enumerate(self.tiles):
+            held = False
+            for block in range(blocks + 1):
+                slot, parity = message.slot, message.full
+                if held and not (self.message_full[slot].done(parity) and self.random.random() < self.hold):
+                    hand_over()
+                    held = False
+                yield lambda s=slot, q=parity: self.message_full[s].done(q)
+                expected: Any = (tile, block) if block < blocks else "end"
+                assert self.messages[slot] == expected
+                if block == blocks:
+                    break
+                last = ring.after(LANDED)
+                if held and self.hold < 1 and not self.ring_full[last.slot].done(last.full):
+                    hand_over()
+                    held = False
+                slots = []
+                for quarter in range(4):
+                    at, parity = ring.slot, ring.full
+                    yield lambda s=at, q=parity: self.ring_full[s].done(q)
+                    assert self.keys[at] == [(tile, block, quarter)] * 4
+                    slots.append(at)
+                    ring.advance()
+                if self.rope:
+                    parity = rope.full
+                    yield lambda q=parity: self.rope_full.done(q)
+                    assert self.rope_keys == [(tile, block)] * 4
+                    rope.advance()
+                yield self.pause()  # the scores are being computed
+                if held:
+                    hand_over()
+                yield self.pause()
+                assert all(self.keys[at] == [(tile, block, quarter)] * 4 for quarter, at in enumerate(slots))
+                if self.rope:
+                    assert self.rope_keys == [(tile, block)] * 4
+                    self.rope_empty.arrive()
+                assert self.messages[slot] == expected
+                self.message_empty[slot].arrive()
+                message.advance()
+                yield from write((tile, block))
+                held = True
+            self.message_empty[slot].arrive()
+            message.advance()
+            if held:
+                hand_over()
+            yield from write((tile, "end"))
+            hand_over()
+
+    def values(self, side: int, warp: int) -> Warp:
+        ring, p = Cursor(self.ring), Cursor(2)
+        for tile, blocks in enumerate(self.tiles):
+            for block in [*range(blocks), "end"]:
+                slot, parity = p.slot, p.full
+                yield lambda s=slot, q=parity: self.p_full[side][s].done(q)
+                assert self.p[slot] == [(tile, block)] * 4
+                if block != "end":
+                    for quarter in (side, side + 2):
+                        at = ring.after(quarter).slot
+                        yield self.pause()  # PV is being computed
+                        assert self.keys[at] == [(tile, block, quarter)] * 4
+                        self.ring_empty[at].arrive()
+                    assert self.p[slot] == [(tile, block)] * 4
+                    ring.advance(4)
+                self.p_empty[slot].arrive()
+                p.advance()
+
+
+@pytest.mark.parametrize("d_qk", [576, 512])
+@pytest.mark.parametrize("hold", [0.0, 0.5, 1.0])
+def test_the_barriers_never_deadlock_nor_let_a_slot_be_overwritten(d_qk: int, hold: float) -> None:
+    shapes = [[blocks] for blocks in range(14)] + [[32], [3, 0, 0, 0, 0, 0, 1, 2, 0, 5], [1] * 9, [2] * 9, [8, 7, 6, 5]]
+    for tiles in shapes:
+        for seed in range(6):
+            Simulation(d_qk, tiles, seed, hold=hold).run()
+
+
+def test_the_simulation_sees_a_ring_that_is_too_small() -> None:
+    with pytest.raises(AssertionError, match="deadlock"):
+        for seed in range(20):
+            Simulation(576, [8], seed, ring=7, hold=1.0).run()
+
+
+def test_the_simulation_sees_a_slot_freed_too_early() -> None:
+    broken = Simulation(576, [12], 0)
+    broken.ring_empty = [Barrier(3) for _ in range(broken.ring)]  # three of four warps are taken for all
+    with pytest.raises(AssertionError):
+        broken.run()
