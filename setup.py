@@ -39,8 +39,8 @@ BUILD = ROOT / "build" / "native"  # one folder in it per choice of targets
 OLDEST_TORCH = (2, 10)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch the library loads on
 
-# Sources of a target are kernels/<op>/<stem>.<suffix>; sm100f gets its own with its first kernel. An op without a kernel
-# for sm90a falls back to sm80.
+# Sources of a target are kernels/<op>/<stem>.<suffix>; sm100f gets its own with its first kernel. An op that has none
+# for sm90a runs on sm80.
 GPU_TARGETS = {"sm80": "sm80.cu", "sm90a": "sm90.cu", "sm100f": "sm100.cu"}
 
 # Slowdowns that a drill may plant in CUDA kernels beside delay:SHARE (kernels/planted.h).

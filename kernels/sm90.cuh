@@ -2,9 +2,9 @@
 // setmaxnreg, proxy fences; and the one way in which phases of barriers are counted. No CuTe: a kernel here needs a
 // dozen instructions.
 //
-// FLASH_DSA_BOUNDED_WAIT (a build for debugging) gives every wait a limit. A wait that reaches it leaves a report, and
-// all waits of the launch give up: the kernel ends with wrong results instead of hanging, the launcher reads the
-// reports and throws. Nothing is printed on the device: a call to printf would undo setmaxnreg and serialise wgmma.
+// FLASH_DSA_BOUNDED_WAIT (a build for debugging) gives every wait a limit. A wait that reaches it leaves a report in
+// the host's memory, gives the other roles time to do the same, and traps; the launcher reads the reports and throws.
+// Nothing is printed on the device: a call to printf would undo setmaxnreg and serialise wgmma.
 #pragma once
 
 #include "sm80.cuh"
@@ -57,24 +57,34 @@ __device__ inline bool barrier_try(uint32_t barrier, uint32_t parity) {
 
 #ifdef FLASH_DSA_BOUNDED_WAIT
 struct WaitReport {
-  uint32_t barrier, parity;  // address in shared memory
+  uint32_t made;     // 1 where there is one
+  uint32_t barrier;  // its offset in the kernel's shared memory
+  uint32_t parity;
   int block, thread;
 };
 constexpr int kWaitReports = 64;
 constexpr long long kWaitLimit = 1LL << 30;  // SM cycles, about 0.6 s
+static __device__ WaitReport* wait_reports;  // kWaitReports of them, pinned memory of the host
 static __device__ unsigned wait_reports_made;
 static __device__ uint32_t wait_base;  // where the kernel's shared memory begins
-static __device__ WaitReport wait_reports[kWaitReports];
 
 __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   const long long begun = clock64();
   while (!barrier_try(barrier, parity)) {
-    if (clock64() - begun < kWaitLimit && *const_cast<volatile unsigned*>(&wait_reports_made) == 0) continue;
-    const unsigned slot = atomicAdd(&wait_reports_made, 1u);
+    if (clock64() - begun < kWaitLimit) continue;
+    const unsigned slot = threadIdx.x % kWarp == 0 ? atomicAdd(&wait_reports_made, 1u) : kWaitReports;
     if (slot < kWaitReports) {
-      wait_reports[slot] = {barrier, parity, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x)};
+      volatile WaitReport* report = wait_reports + slot;
+      report->barrier = barrier - wait_base;
+      report->parity = parity;
+      report->block = static_cast<int>(blockIdx.x);
+      report->thread = static_cast<int>(threadIdx.x);
+      report->made = 1;
     }
-    return;
+    __threadfence_system();
+    while (clock64() - begun < kWaitLimit + kWaitLimit / 4) {
+    }
+    __trap();
   }
 }
 #else

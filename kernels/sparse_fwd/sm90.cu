@@ -32,25 +32,28 @@ std::string barrier_name(int offset) {
   return "offset " + std::to_string(offset);
 }
 
-template <class Plan>
-void report_waits(CUstream_st* stream) {
+// Pinned memory for the reports, for as long as the process lives.
+sm90::WaitReport* wait_reports() {
+  static sm90::WaitReport* reports = nullptr;
   const char* doing = "sparse_fwd sm90a, bounded waits";
-  check_cuda(cudaStreamSynchronize(stream), doing);
-  unsigned made = 0;
-  sm90::WaitReport reports[sm90::kWaitReports];
-  check_cuda(cudaMemcpyFromSymbol(&made, sm90::wait_reports_made, sizeof(made)), doing);
-  if (made == 0) return;
-  check_cuda(cudaMemcpyFromSymbol(reports, sm90::wait_reports, sizeof(reports)), doing);
-  uint32_t base = 0;
-  check_cuda(cudaMemcpyFromSymbol(&base, sm90::wait_base, sizeof(base)), doing);
-  const unsigned none = 0;
-  check_cuda(cudaMemcpyToSymbol(sm90::wait_reports_made, &none, sizeof(none)), doing);
-  std::string text = "sparse_fwd sm90a: " + std::to_string(made) + " waits gave up; the first:";
-  for (unsigned i = 0; i < made && i < sm90::kWaitReports; ++i) {
-    const sm90::WaitReport& report = reports[i];
-    const int offset = static_cast<int>(report.barrier - base);
+  if (reports == nullptr) {
+    check_cuda(cudaHostAlloc(&reports, sm90::kWaitReports * sizeof(*reports), cudaHostAllocDefault), doing);
+    check_cuda(cudaMemcpyToSymbol(sm90::wait_reports, &reports, sizeof(reports)), doing);
+  }
+  for (int i = 0; i < sm90::kWaitReports; ++i) reports[i].made = 0;
+  return reports;
+}
+
+template <class Plan>
+void report_waits(const sm90::WaitReport* reports, CUstream_st* stream) {
+  const cudaError_t status = cudaStreamSynchronize(stream);
+  if (status == cudaSuccess) return;
+  std::string text = "sparse_fwd sm90a: " + std::string(cudaGetErrorString(status)) + "; waits that gave up:";
+  for (int i = 0; i < sm90::kWaitReports; ++i) {
+    const volatile sm90::WaitReport& report = reports[i];
+    if (report.made == 0) continue;
     text += "\n  block " + std::to_string(report.block) + " thread " + std::to_string(report.thread) + ": " +
-            barrier_name<Plan>(offset) + ", parity " + std::to_string(report.parity);
+            barrier_name<Plan>(static_cast<int>(report.barrier)) + ", parity " + std::to_string(report.parity);
   }
   throw std::runtime_error(text);
 }
@@ -90,9 +93,12 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
   const sm90::Launch launch{params, static_cast<uint32_t>(tiles), static_cast<uint32_t>(per_query),
                             static_cast<uint32_t>(kv_stride),
                             static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows)};
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  const sm90::WaitReport* reports = wait_reports();
+#endif
   check_cuda(cudaLaunchKernelEx(&config, kernel, launch), "sparse_fwd sm90a");
 #ifdef FLASH_DSA_BOUNDED_WAIT
-  report_waits<Plan>(stream);
+  report_waits<Plan>(reports, stream);
 #endif
 }
 

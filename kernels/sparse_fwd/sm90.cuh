@@ -4,13 +4,12 @@
 //   1. the producer gathers the 64 rows, key and value at once, into a ring, and says which slots count;
 //   2. scores S = Q K^T (m64n64k16; six of Q's nine column tiles are register operands);
 //   3. masks, row maximum, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its
-//   maximum
-//      has grown by more than 2^8: P stays below 2^8, and O is rarely rescaled;
+//      maximum has grown by more than 2^8: P stays below 2^8, and O is rarely rescaled;
 //   4. O += P V (m64n128k16), left and right half of the columns in a warpgroup each.
-// P of block i is handed over only when the scores of block i+1 are nearly done, if the keys of block i+1 are there:
-// then the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys that
-// are late are not waited for: P is handed over at once, which frees the ring. Blocks without a slot that counts are
-// dropped by the producer: nobody else sees them.
+// P of block i is handed over only when the scores of block i+1 are nearly done, if half the columns of its keys are
+// there: then the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys
+// that are late are not waited for: P is handed over at once, which frees the ring.
+// Blocks without a slot that counts are dropped by the producer: nobody else sees them.
 //
 // Roles, 512 threads; registers by setmaxnreg, 65536 in all:
 //   warpgroup 0  scores    160  steps 2, 3; lse, max_logits; decides when P is handed over
@@ -19,12 +18,13 @@
 //   warpgroup 3  producer   32  step 1; each warp its own rows, all warps from the same indices
 //
 // Shared memory, bytes:                                                     | d_qk 576 | 512
-//   ring     quarter blocks of 64 keys x 128 columns, 16 KiB each           | 180224 (11) | 196608 (12)
+//   ring     quarter blocks of 64 keys x 128 columns, 16 KiB each: 11, 12   | 180224 | 196608
 //   q        64 heads x columns 384..511 and RoPE, tiles of 64 columns      | 24576  | 16384
 //   rope     64 keys x 64 columns                                           | 8192   | 0
 //   p        two P, 64 x 64                                                 | 16384  | 16384
-//   factors  float [2][64], row factors that travel with a P
-//   kinds    int [2], what a P slot holds; messages uint2 [4]; barriers
+//   factors  float [2][64], row factors that travel with a P                | 512    | 512
+//   kinds    int [2], what a P slot holds; messages uint2 [4]; barriers     | 344    | 360
+//   sum                                                                     | 230232 | 230248
 // Every tile is 64 rows of 128 bytes with the 128-byte swizzle. Quarters travel in the order left, right, left, right,
 // so that they are freed in the order in which they were filled.
 //
@@ -67,8 +67,9 @@ constexpr int kBlock = 0, kEnd = 1;
 // In powers of two: how far a row's maximum may exceed its reference. bf16 is as exact at 2^8 as at 1, and sums of 2^30
 // such terms stay finite.
 constexpr float kSlack = 8.0f;
-// Quarter of the next block that has to be there for P to be held back.
-constexpr int kLandedQuarter = 3;
+// P is held back where this quarter of the next block is there. With a later one it would hardly ever be: its slot is
+// one that only an earlier PV frees.
+constexpr int kLandedQuarter = 1;
 
 constexpr int kQuarterBytes = 2 * kTileBytes;
 

@@ -1,7 +1,7 @@
 """The SM90 kernel's layouts and barrier protocol, modelled: what can be checked without a GPU.
 
-The models restate kernels/sparse_fwd/sm90.cuh in Python, one function for each of its steps; ring sizes and the like come
-from the header. Layouts of wgmma operands are restated from the PTX ISA, independently of what writes them.
+The models restate kernels/sparse_fwd/sm90.cuh in Python, one function for each of its steps; ring sizes and the like
+come from the header. Layouts of wgmma operands are restated from the PTX ISA, independently of what writes them.
 """
 
 from __future__ import annotations
