@@ -375,11 +375,11 @@ class Scores {
   // S = Q K^T. When only the last group is left, P of the block before is handed over: by the time left and right have
   // seen it, the tensor cores are free.
   __device__ void multiply(float (&score)[32], bool held) {
-    wgmma_begin();
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
       proxy_fence();
+      wgmma_begin();
       const uint32_t keys = shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes;
 #pragma unroll
       for (int step = 0; step < 8; ++step) {
@@ -396,6 +396,7 @@ class Scores {
     if constexpr (Plan::kHasRope) {
       barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
       proxy_fence();
+      wgmma_begin();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         multiply_64(score, k_major(shared_.base + Plan::kQ + 2 * kTileBytes + step * 32),
@@ -430,21 +431,34 @@ class Scores {
       }
     }
     barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+    // Both rows at once and without branches: their latencies pass together.
+    float highest[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float block_max = fmaxf(score[h * 2], score[h * 2 + 1]);
+      float pairs[4];
 #pragma unroll
-      for (int j = 1; j < 8; ++j) block_max = fmaxf(block_max, fmaxf(score[j * 4 + h * 2], score[j * 4 + h * 2 + 1]));
-      maximum_[h] = fmaxf(maximum_[h], sm80::row_max(block_max));
-      float factor = 1.0f;
+      for (int j = 0; j < 4; ++j) {
+        pairs[j] = fmaxf(fmaxf(score[j * 8 + h * 2], score[j * 8 + h * 2 + 1]),
+                         fmaxf(score[j * 8 + 4 + h * 2], score[j * 8 + 5 + h * 2]));
+      }
+      highest[h] = fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
+    }
+#pragma unroll
+    for (int distance = 1; distance <= 2; ++distance) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) highest[h] = fmaxf(highest[h], __shfl_xor_sync(~0u, highest[h], distance));
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      maximum_[h] = fmaxf(maximum_[h], highest[h]);
       // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
       const float before = __fmul_rn(reference_[h], scale_log2_), now = __fmul_rn(maximum_[h], scale_log2_);
-      if (now > before + kSlack) {
-        // Nothing to shrink where nothing has been seen: O and the sum are zero.
-        if (before != -sm80::kInfinity) factor = sm80::exp2_approx(__fsub_rn(before, now));
-        reference_[h] = maximum_[h];
-        sum_[h] *= factor;
-      }
+      const bool moves = now > before + kSlack;
+      // Nothing to shrink where nothing has been seen: O and the sum are zero.
+      const bool shrinks = moves && before != -sm80::kInfinity;
+      const float factor = shrinks ? sm80::exp2_approx(__fsub_rn(before, now)) : 1.0f;
+      reference_[h] = moves ? maximum_[h] : reference_[h];
+      sum_[h] *= factor;
       if (lane() % 4 == 0) shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8] = factor;
     }
     unsigned char* p = shared_.memory + Plan::kP + p_.slot() * kTileBytes + accumulator_row() * 128 + lane() % 4 * 4;
