@@ -152,19 +152,26 @@ __device__ inline void copy_async(uint32_t destination, const void* source, int 
 
 constexpr int kTileBytes = 64 * 128;
 
+// The address field of a descriptor. What the compiler calls an address in shared memory has the number of the block
+// within its cluster above bit 24, which must not reach the other fields.
+__device__ inline uint64_t descriptor_address(uint32_t address) { return (address & 0x3ffff) >> 4; }
+
 // Operand whose k runs along the rows of a tile: A = Q or P, B = K. Eight-row groups are 1024 bytes apart (stride
 // offset); the leading offset is not used. A step of k16 is 32 bytes.
 __device__ inline uint64_t k_major(uint32_t address) {
   constexpr uint64_t kFixed = (1ull << 62) | (uint64_t{1024 >> 4} << 32) | (1ull << 16);
-  return kFixed | (address >> 4);
+  return kFixed | descriptor_address(address);
 }
 
 // Operand whose k runs down the rows: B = V, columns contiguous. 64 columns further is the next tile (leading offset),
 // eight rows further 1024 bytes (stride offset). A step of k16 is 2048 bytes.
 __device__ inline uint64_t mn_major(uint32_t address) {
   constexpr uint64_t kFixed = (1ull << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{kTileBytes >> 4} << 16);
-  return kFixed | (address >> 4);
+  return kFixed | descriptor_address(address);
 }
+
+// The same operand `bytes` further on; the address field does not overflow within 227 KiB.
+__device__ inline uint64_t further(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
 
 // Before the first wgmma that touches registers ordinary instructions have touched.
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }

@@ -380,14 +380,14 @@ class Scores {
       barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
       proxy_fence();
       wgmma_begin();
-      const uint32_t keys = shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes;
+      const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
 #pragma unroll
       for (int step = 0; step < 8; ++step) {
-        const uint32_t offset = step / 4 * kTileBytes + step % 4 * 32;
+        const int offset = step / 4 * kTileBytes + step % 4 * 32;
         if (quarter < kRegisterQuarters) {
-          multiply_64(score, q_[quarter][step], k_major(keys + offset), quarter + step > 0);
+          multiply_64(score, q_[quarter][step], further(keys, offset), quarter + step > 0);
         } else {
-          multiply_64(score, k_major(shared_.base + Plan::kQ + offset), k_major(keys + offset), 1);
+          multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
         }
       }
       wgmma_commit();
@@ -399,8 +399,8 @@ class Scores {
       wgmma_begin();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        multiply_64(score, k_major(shared_.base + Plan::kQ + 2 * kTileBytes + step * 32),
-                    k_major(shared_.base + Plan::kRope + step * 32), 1);
+        multiply_64(score, further(k_major(shared_.base + Plan::kQ), 2 * kTileBytes + step * 32),
+                    further(k_major(shared_.base + Plan::kRope), step * 32), 1);
       }
       wgmma_commit();
       rope_.advance();
@@ -574,7 +574,7 @@ class Values {
   }
 
   __device__ void multiply() {
-    const uint32_t p = shared_.base + Plan::kP + p_.slot() * kTileBytes;
+    const uint64_t p = k_major(shared_.base + Plan::kP + p_.slot() * kTileBytes);
     const auto first = ring_.after(side_), second = ring_.after(side_ + 2);
     pin(out_[0]);
     pin(out_[1]);
@@ -591,11 +591,11 @@ class Values {
     release();
   }
 
-  __device__ void multiply_quarter(float (&out)[64], uint32_t p, int slot) const {
-    const uint32_t values = shared_.base + Plan::kRingOffset + slot * kQuarterBytes;
+  __device__ void multiply_quarter(float (&out)[64], uint64_t p, int slot) const {
+    const uint64_t values = mn_major(shared_.base + Plan::kRingOffset + slot * kQuarterBytes);
 #pragma unroll
     for (int step = 0; step < kN / 16; ++step) {
-      multiply_128(out, k_major(p + step * 32), mn_major(values + step * 16 * 128));
+      multiply_128(out, further(p, step * 32), further(values, step * 16 * 128));
     }
     wgmma_commit();
   }
