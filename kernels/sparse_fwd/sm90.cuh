@@ -453,10 +453,10 @@ class Scores {
       maximum_[h] = fmaxf(maximum_[h], highest[h]);
       // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
       const float before = __fmul_rn(reference_[h], scale_log2_), now = __fmul_rn(maximum_[h], scale_log2_);
-      const bool moves = now > before + kSlack;
-      // Nothing to shrink where nothing has been seen: O and the sum are zero.
-      const bool shrinks = moves && before != -sm80::kInfinity;
-      const float factor = shrinks ? sm80::exp2_approx(__fsub_rn(before, now)) : 1.0f;
+      // Where nothing has been seen there is nothing to shrink: O and the sum are zero.
+      const bool first = reference_[h] == -sm80::kInfinity;
+      const bool moves = maximum_[h] != -sm80::kInfinity && (first || now > before + kSlack);
+      const float factor = moves && !first ? sm80::exp2_approx(__fsub_rn(before, now)) : 1.0f;
       reference_[h] = moves ? maximum_[h] : reference_[h];
       sum_[h] *= factor;
       if (lane() % 4 == 0) shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8] = factor;
