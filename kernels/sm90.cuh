@@ -141,10 +141,25 @@ __device__ inline uint64_t keep_in_l2() {
   return policy;
 }
 
+// For what is read once.
+__device__ inline uint64_t leave_l2_soon() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
 // 16 bytes from global to shared memory; `bytes` = 0 writes zeros and reads nothing.
 __device__ inline void copy_async(uint32_t destination, const void* source, int bytes, uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;\n" ::"r"(destination),
                "l"(source), "r"(bytes), "l"(policy));
+}
+
+// Four 8 x 8 matrices of 16-bit values from registers as mma has them: lane l of matrix i's eight, 8 i to 8 i + 7, says
+// where a row goes.
+__device__ inline void store_matrix_x4(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 // ---- wgmma. Operands in shared memory are tiles of 64 rows x 64 bf16, rows of 128 bytes, eight-row groups of 1024

@@ -56,6 +56,7 @@
 namespace flash_dsa::sm90 {
 
 constexpr int kThreads = 4 * kWarpgroup;
+constexpr int kWarps = kWarpgroup / kWarp;  // of a role
 constexpr int kScoreRegisters = 160, kValueRegisters = 160, kProducerRegisters = 32;
 static_assert(kScoreRegisters + 2 * kValueRegisters + kProducerRegisters == 4 * 128);
 
@@ -63,7 +64,7 @@ constexpr int kM = 64, kN = 64;       // heads of a tile, keys of a block
 constexpr int kQuarters = 4;          // of a block of keys, 128 columns each
 constexpr int kRegisterQuarters = 3;  // whose Q is in registers: 96 of them
 constexpr int kMessages = 4;
-constexpr int kBlock = 0, kEnd = 1;
+constexpr int kBlock = 0, kRescaled = 1, kEnd = 2;  // what a P slot holds
 // In powers of two: how far a row's maximum may exceed its reference. bf16 is as exact at 2^8 as at 1, and sums of 2^30
 // such terms stay finite.
 constexpr float kSlack = 8.0f;
@@ -88,7 +89,7 @@ struct Plan {
   static constexpr int kP = kRope + (kHasRope ? kTileBytes : 0);
   static constexpr int kFactors = kP + 2 * kTileBytes;
   static constexpr int kKinds = kFactors + 2 * kM * 4;
-  static constexpr int kMessageOffset = kKinds + 2 * 4;
+  static constexpr int kMessageOffset = kKinds + 2 * kWarps * 4;
   static constexpr int kBarriers = kMessageOffset + kMessages * 8;
 
   // Barriers, 8 bytes each.
@@ -98,9 +99,10 @@ struct Plan {
   static constexpr int kRopeEmpty = kRopeFull + 8;
   static constexpr int kMessageFull = kRopeEmpty + 8;
   static constexpr int kMessageEmpty = kMessageFull + kMessages * 8;
-  static constexpr int kLeftFull = kMessageEmpty + kMessages * 8;
-  static constexpr int kRightFull = kLeftFull + 2 * 8;
-  static constexpr int kPEmpty = kRightFull + 2 * 8;
+  static constexpr int kQFull = kMessageEmpty + kMessages * 8;
+  static constexpr int kQEmpty = kQFull + 8;
+  static constexpr int kPFull = kQEmpty + 8;
+  static constexpr int kPEmpty = kPFull + 2 * 8;
   static constexpr int kSharedBytes = kPEmpty + 2 * 8;
 
   static_assert(kBarriers % 8 == 0 && kMessageOffset % 8 == 0);
@@ -121,7 +123,7 @@ struct Shared {
 struct Launch {
   SparseFwdParams call;
   uint32_t tiles, tiles_per_query;  // the launcher has checked that `tiles` and a grid more fit into 31 bits
-  uint32_t kv_stride;               // in chunks of 16 bytes
+  uint32_t kv_stride, q_stride;     // of rows, of heads, in chunks of 16 bytes
   uint32_t kv_rows;                 // at most 2^31: as unsigned numbers, valid indices are those below
 
   // Tiles of one query follow each other: a cluster of two takes both halves of 128 heads, and gathers the same rows.
@@ -145,30 +147,34 @@ class Producer {
   __device__ void run() {
 #pragma unroll 1
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
-      gather_tile(launch_.query(tile));
+      gather_tile(tile);
     }
   }
 
  private:
   // Every warp sees all indices of a block, lane l slots l and l + 32, and comes to the same decisions.
-  __device__ void gather_tile(int64_t query) {
+  __device__ void gather_tile(uint32_t tile) {
+    const int64_t query = launch_.query(tile);
     int length = launch_.call.topk;
     if (launch_.call.topk_length != nullptr) length = min(max(__ldg(launch_.call.topk_length + query), 0), length);
     at_ = launch_.call.indices + query * launch_.call.indices_stride_s + lane();
     left_ = length - static_cast<int>(lane());
     int2 next = fetch(0);
+    bool first = true;
 #pragma unroll 1
     while (__any_sync(~0u, left_ > 0)) {
       const int2 index = next;
       at_ += kN;
       left_ -= kN;
-      const uint32_t low = __ballot_sync(~0u, valid(index.x)), high = __ballot_sync(~0u, valid(index.y));
-      const bool empty = (low | high) == 0;
+      const bool empty = !__any_sync(~0u, valid(index.x) || valid(index.y));
       if (empty) skip_empty();
       next = fetch(0);  // a block ahead: its latency passes while this one is copied
       if (empty) continue;
-      send(low, high);
+      send(__ballot_sync(~0u, valid(index.x)), __ballot_sync(~0u, valid(index.y)));
+      if (first) copy_queries(tile);
       gather_block(index);
+      if (first) copy_last_queries(tile);
+      first = false;
     }
     send(0, 0);
   }
@@ -198,39 +204,94 @@ class Producer {
     }
   }
 
+  // All warps wait and arrive, although one writes: none falls behind by a round of a barrier, and the compiler sees that
+  // warps do not diverge.
   __device__ void send(uint32_t low, uint32_t high) {
+    barrier_wait(shared_.base + Plan::kMessageEmpty + message_.slot() * 8, message_.empty_parity());
     if (thread() == 0) {
-      barrier_wait(shared_.base + Plan::kMessageEmpty + message_.slot() * 8, message_.empty_parity());
       reinterpret_cast<uint2*>(shared_.memory + Plan::kMessageOffset)[message_.slot()] = make_uint2(low, high);
-      barrier_arrive(shared_.base + Plan::kMessageFull + message_.slot() * 8);
     }
-    __syncwarp();
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kMessageFull + message_.slot() * 8);
     message_.advance();
   }
 
-  // This thread copies one chunk of every 128 bytes of rows row + 16 k, k = 0..3: eight threads share 128 bytes.
-  __device__ void gather_block(int2 index) {
+  // A thread copies one chunk of every 128 bytes of rows place().row + 16 k, k = 0..3: eight threads share 128 bytes.
+  struct Place {
+    int row, chunk;
+    uint32_t offset;  // in a tile
+  };
+  __device__ static Place place() {
     int thread;  // volatile, or what follows from it would stay in registers from block to block
     asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
     const int row = thread % kWarpgroup / 8, chunk = thread % 8;
+    return {row, chunk, sm80::swizzled<128>(row, chunk)};
+  }
+
+  // Where the queries of a tile begin, in chunks of 16 bytes, and which of its rows this thread copies. Rows past the
+  // last head repeat it; they are computed and not written.
+  __device__ const uint4* queries(uint32_t tile, const Place& place, int (&number)[4]) const {
+    const int head = launch_.head(tile), last = min(kM, launch_.call.h_q - head) - 1;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) number[k] = min(place.row + 16 * k, last);
+    return reinterpret_cast<const uint4*>(static_cast<const bf16*>(launch_.call.q) +
+                                          launch_.query(tile) * launch_.call.q_stride_s +
+                                          head * launch_.call.q_stride_h) +
+           place.chunk;
+  }
+
+  // The quarters of Q that become registers travel through the ring.
+  __device__ void copy_queries(uint32_t tile) {
+    const Place at = place();
+    int number[4];
+    const uint4* source = queries(tile, at, number);
+    const uint64_t policy = leave_l2_soon();
+#pragma unroll
+    for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
+      barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
+      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + at.offset,
+              source, first_column(quarter) / sm80::kChunk, launch_.q_stride, number, policy);
+      barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
+      ring_.advance();
+    }
+  }
+
+  // The rest of Q stays in shared memory until the scores of the tile's last block are there.
+  __device__ void copy_last_queries(uint32_t tile) {
+    const Place at = place();
+    int number[4];
+    const uint4* source = queries(tile, at, number);
+    const uint64_t policy = leave_l2_soon();
+    barrier_wait(shared_.base + Plan::kQEmpty, q_.empty_parity());
+    copy<2>(shared_.base + Plan::kQ + at.offset, source, first_column(kRegisterQuarters) / sm80::kChunk,
+            launch_.q_stride, number, policy);
+    if constexpr (Plan::kHasRope) {
+      copy<1>(shared_.base + Plan::kQ + 2 * kTileBytes + at.offset, source, 512 / sm80::kChunk, launch_.q_stride,
+              number, policy);
+    }
+    barrier_arrive_after_copies(shared_.base + Plan::kQFull);
+    q_.advance();
+  }
+
+  __device__ void gather_block(int2 index) {
+    const Place at = place();
     int number[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      number[k] = __shfl_sync(~0u, k < 2 ? index.x : index.y, row + k % 2 * 16);
+      number[k] = __shfl_sync(~0u, k < 2 ? index.x : index.y, at.row + k % 2 * 16);
       if (!valid(number[k])) number[k] = -1;
     }
-    const uint32_t offset = sm80::swizzled<128>(row, chunk);
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + offset, number, first_column(quarter),
-              chunk);
+      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + at.offset,
+              launch_.call.kv, at.chunk + first_column(quarter) / sm80::kChunk, launch_.kv_stride, number, policy_);
       barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
       ring_.advance();
     }
     if constexpr (Plan::kHasRope) {
       barrier_wait(shared_.base + Plan::kRopeEmpty, rope_.empty_parity());
-      copy<1>(shared_.base + Plan::kRope + offset, number, 512, chunk);
+      copy<1>(shared_.base + Plan::kRope + at.offset, launch_.call.kv, at.chunk + 512 / sm80::kChunk,
+              launch_.kv_stride, number, policy_);
       barrier_arrive_after_copies(shared_.base + Plan::kRopeFull);
       rope_.advance();
     }
@@ -238,16 +299,16 @@ class Producer {
 
   // 16 bytes of four rows, in kTiles tiles next to each other. A row of -1 becomes zeros and is not read.
   template <int kTiles>
-  __device__ void copy(uint32_t destination, int (&number)[4], int column, uint32_t chunk) const {
+  __device__ static void copy(uint32_t destination, const void* source, uint32_t chunk, uint32_t stride,
+                              int (&number)[4], uint64_t policy) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       asm volatile("" : "+r"(number[k]));  // addresses are cheap, and registers for four of them are not
-      const uint64_t chunks =
-          static_cast<uint64_t>(static_cast<uint32_t>(max(number[k], 0))) * launch_.kv_stride + chunk;
-      const uint4* source = static_cast<const uint4*>(launch_.call.kv) + chunks + column / sm80::kChunk;
+      const uint64_t chunks = static_cast<uint64_t>(static_cast<uint32_t>(max(number[k], 0))) * stride + chunk;
+      const uint4* row = static_cast<const uint4*>(source) + chunks;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        copy_async(destination + tile * kTileBytes + k * 16 * 128, source + tile * 8, number[k] >= 0 ? 16 : 0, policy_);
+        copy_async(destination + tile * kTileBytes + k * 16 * 128, row + tile * 8, number[k] >= 0 ? 16 : 0, policy);
       }
     }
   }
@@ -258,7 +319,7 @@ class Producer {
   const int32_t* at_;  // this lane's first slot of the next block
   int left_;           // slots from there on that count
   Cursor<Plan::kRing> ring_;
-  Cursor<1> rope_;
+  Cursor<1> rope_, q_;
   Cursor<kMessages> message_;
 };
 
@@ -272,91 +333,47 @@ class Scores {
 
   __device__ void run() {
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
-      load_queries(launch_.query(tile), launch_.head(tile));
       attend();
       finish(launch_.query(tile), launch_.head(tile));
     }
   }
 
  private:
-  // Rows past the last head repeat it; they are computed and not written.
-  __device__ void load_queries(int64_t query, int head) {
-    const int last = min(kM, launch_.call.h_q - head) - 1;
-    const bf16* q =
-        static_cast<const bf16*>(launch_.call.q) + query * launch_.call.q_stride_s + head * launch_.call.q_stride_h;
-    sm80::named_barrier(1, kWarpgroup);  // wgmma of all warps has read the Q before
-    copy_queries<128>(shared_.base + Plan::kQ, q + first_column(kRegisterQuarters), last);
-    if constexpr (Plan::kHasRope) copy_queries<64>(shared_.base + Plan::kQ + 2 * kTileBytes, q + 512, last);
-    sm80::copy_async_commit();
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const bf16* row = q + min(accumulator_row() + h * 8, last) * launch_.call.q_stride_h + lane() % 4 * 2;
-#pragma unroll
-      for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
-#pragma unroll
-        for (int step = 0; step < 8; ++step) {
-          const bf16* at = row + first_column(quarter) + step * 16;
-          q_[quarter][step][h] = load_pair(at);
-          q_[quarter][step][2 + h] = load_pair(at + 8);
-        }
-      }
-    }
-    sm80::copy_async_wait<0>();
-    proxy_fence();
-    sm80::named_barrier(1, kWarpgroup);
-  }
-
-  // Volatile, so that the loads stay in this order: the compiler would keep many addresses at once.
-  __device__ static uint32_t load_pair(const bf16* at) {
-    uint32_t pair;
-    asm volatile("ld.global.nc.b32 %0, [%1];\n" : "=r"(pair) : "l"(at));
-    return pair;
-  }
-
-  template <int kColumns>
-  __device__ void copy_queries(uint32_t tiles, const bf16* source, int last) const {
-    constexpr int kChunks = kColumns / sm80::kChunk;
-#pragma unroll 1
-    for (int i = static_cast<int>(thread()); i < kM * kChunks; i += kWarpgroup) {
-      const int row = i / kChunks, chunk = i % kChunks;
-      sm80::copy_async(tiles + chunk / 8 * kTileBytes + sm80::swizzled<128>(row, chunk % 8),
-                       source + min(row, last) * launch_.call.q_stride_h + chunk * sm80::kChunk, 16);
-    }
-  }
-
   // All blocks of a tile.
   __device__ void attend() {
-    bool held = false;  // the P written last has not been handed over; warps may differ, each arrives for itself
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       maximum_[h] = reference_[h] = -sm80::kInfinity;
       sum_[h] = 0.0f;
     }
-    for (;;) {
-      const uint32_t message_full = shared_.base + Plan::kMessageFull + message_.slot() * 8;
-      if (held && !there(message_full, message_.full_parity())) {
-        hand_over();
-        held = false;
-      }
-      barrier_wait(message_full, message_.full_parity());
-      if (!__any_sync(~0u, (mask().x | mask().y) != 0)) break;
-      if (held) {
-        const auto last = ring_.after(kLandedQuarter);
-        if (!there(shared_.base + Plan::kRingFull + last.slot() * 8, last.full_parity())) {
-          hand_over();
-          held = false;
-        }
-      }
+    bool first = true, held = false;  // the P written last has not been handed over; each warp arrives for itself
+    for (bool more = await_message(); more;) {
+      if (first) load_queries();
       float score[32];
-      multiply(score, held);
-      softmax(score);
-      held = true;
+      const bool ahead = multiply(score, first, held);
+      softmax(score, first);
+      first = false;
+      // What the next block is like is asked for here and used below, after the fence.
+      const auto quarter = ring_.after(kLandedQuarter);
+      const bool landed = barrier_test(shared_.base + Plan::kRingFull + quarter.slot() * 8, quarter.full_parity());
+      const uint2 next = ahead ? mask() : make_uint2(0, 0);
+      written();
+      held = __any_sync(~0u, landed && (next.x | next.y) != 0);
+      if (!held) hand_over();
+      more = ahead ? __any_sync(~0u, (next.x | next.y) != 0) : await_message();
     }
     message_read();
-    if (held) hand_over();
+    if (!first && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
   }
 
-  // What the producer says of this block. Read again where it is needed: registers are short.
+  // Waits for the next message; whether it is a block.
+  __device__ bool await_message() {
+    barrier_wait(shared_.base + Plan::kMessageFull + message_.slot() * 8, message_.full_parity());
+    const uint2 mask = this->mask();
+    return __any_sync(~0u, (mask.x | mask.y) != 0);
+  }
+
+  // Which slots of a block count.
   __device__ uint2 mask() const {
     return reinterpret_cast<const uint2*>(shared_.memory + Plan::kMessageOffset)[message_.slot()];
   }
@@ -367,18 +384,37 @@ class Scores {
     message_.advance();
   }
 
-  // A vote, so that the compiler sees that warps do not diverge and counts slots in uniform registers.
-  __device__ static bool there(uint32_t barrier, uint32_t parity) {
-    return __any_sync(~0u, barrier_test(barrier, parity));
+  // Where this lane's row begins in a tile of which a warp takes 16 rows, for loads and stores of four 8 x 8 matrices:
+  // two of rows, two of columns.
+  __device__ static uint32_t matrices() {
+    return sm80::swizzled<128>(static_cast<int>(thread() / kWarp * 16 + lane() % 16), static_cast<int>(lane() / 16));
+  }
+
+  __device__ void load_queries() {
+#pragma unroll
+    for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
+      barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+      const uint32_t tiles = shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + matrices();
+#pragma unroll
+      for (int step = 0; step < 8; ++step) {
+        sm80::load_matrix_x4(q_[quarter][step], (tiles + step / 4 * kTileBytes) ^ (step % 4 * 32));
+      }
+      __syncwarp();
+      if (lane() == 0) barrier_arrive(shared_.base + Plan::kRingEmpty + ring_.slot() * 8);
+      ring_.advance();
+    }
   }
 
   // S = Q K^T. When only the last group is left, P of the block before is handed over: by the time left and right have
-  // seen it, the tensor cores are free.
-  __device__ void multiply(float (&score)[32], bool held) {
+  // seen it, the tensor cores are free. Returns whether the message after this block's has been sent.
+  __device__ bool multiply(float (&score)[32], bool first, bool held) {
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      if (first && quarter == kRegisterQuarters) {
+        barrier_wait(shared_.base + Plan::kQFull, last_q_.full_parity());
+        last_q_.advance();
+      }
       barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
-      proxy_fence();
       wgmma_begin();
       const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
 #pragma unroll
@@ -389,22 +425,25 @@ class Scores {
         } else {
           multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
         }
+        if (!Plan::kHasRope && quarter == kQuarters - 1 && step == 3) wgmma_commit();
       }
-      wgmma_commit();
       ring_.advance();
     }
     if constexpr (Plan::kHasRope) {
+      wgmma_commit();
       barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
-      proxy_fence();
       wgmma_begin();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         multiply_64(score, further(k_major(shared_.base + Plan::kQ), 2 * kTileBytes + step * 32),
                     further(k_major(shared_.base + Plan::kRope), step * 32), 1);
       }
-      wgmma_commit();
       rope_.advance();
     }
+    wgmma_commit();
+    const auto next = message_.after(1);
+    const bool ahead = barrier_test(shared_.base + Plan::kMessageFull + next.slot() * 8, next.full_parity());
+    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
     wgmma_wait<1>();
     if (held) hand_over();
     wgmma_wait<0>();
@@ -412,11 +451,13 @@ class Scores {
     if constexpr (Plan::kHasRope) {
       if (lane() == 0) barrier_arrive(shared_.base + Plan::kRopeEmpty);
     }
+    return __any_sync(~0u, ahead);
   }
 
-  // Masks, maxima, P. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row()
-  // + 8.
-  __device__ void softmax(float (&score)[32]) {
+  // P and row sums. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row() + 8.
+  // P is made with the reference there is while the lanes look whether a score has outgrown it: hardly ever, but in a
+  // tile's first block. Then the warp moves its references and makes P again.
+  __device__ void softmax(float (&score)[32], bool first) {
     const uint2 mask = this->mask();
     message_read();
     if ((mask.x & mask.y) != ~0u) {
@@ -430,9 +471,33 @@ class Scores {
         }
       }
     }
-    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
-    // Both rows at once and without branches: their latencies pass together.
-    float highest[2];
+    float sums[2];
+    bool grown = true;
+    if (!first) {
+      write_p(score, sums);
+      float highest[2];
+      maxima(score, highest);
+      bool beyond = false;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        maximum_[h] = fmaxf(maximum_[h], highest[h]);
+        beyond |= outgrown(h);
+      }
+      grown = __any_sync(~0u, beyond);
+    }
+    if (grown) {
+      float highest[2];
+      maxima(score, highest);
+      move_references(highest);
+      write_p(score, sums);
+    }
+    if (lane() == 0) kinds()[thread() / kWarp] = grown ? kRescaled : kBlock;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sum_[h] += sums[h];
+  }
+
+  // This lane's.
+  __device__ static void maxima(const float (&score)[32], float (&highest)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float pairs[4];
@@ -443,54 +508,68 @@ class Scores {
       }
       highest[h] = fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
     }
-#pragma unroll
-    for (int distance = 1; distance <= 2; ++distance) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) highest[h] = fmaxf(highest[h], __shfl_xor_sync(~0u, highest[h], distance));
-    }
+  }
+
+  // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
+  __device__ float shift(int h) const { return __fmul_rn(reference_[h], scale_log2_); }
+  // Where nothing has been seen any score outgrows the reference.
+  __device__ bool outgrown(int h) const {
+    return maximum_[h] != -sm80::kInfinity &&
+           (reference_[h] == -sm80::kInfinity || __fmul_rn(maximum_[h], scale_log2_) > shift(h) + kSlack);
+  }
+
+  __device__ void move_references(const float (&highest)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      maximum_[h] = fmaxf(maximum_[h], highest[h]);
-      // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
-      const float before = __fmul_rn(reference_[h], scale_log2_), now = __fmul_rn(maximum_[h], scale_log2_);
-      // Where nothing has been seen there is nothing to shrink: O and the sum are zero.
-      const bool first = reference_[h] == -sm80::kInfinity;
-      const bool moves = maximum_[h] != -sm80::kInfinity && (first || now > before + kSlack);
-      const float factor = moves && !first ? sm80::exp2_approx(__fsub_rn(before, now)) : 1.0f;
+      maximum_[h] = sm80::row_max(fmaxf(maximum_[h], highest[h]));
+      const bool moves = outgrown(h), seen = reference_[h] != -sm80::kInfinity;
+      const float before = shift(h);
       reference_[h] = moves ? maximum_[h] : reference_[h];
+      const float factor = moves && seen ? sm80::exp2_approx(__fsub_rn(before, shift(h))) : 1.0f;
       sum_[h] *= factor;
       if (lane() % 4 == 0) shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8] = factor;
     }
-    unsigned char* p = shared_.memory + Plan::kP + p_.slot() * kTileBytes + accumulator_row() * 128 + lane() % 4 * 4;
+  }
+
+  // P = exp2(S - reference) to the P slot, and this lane's part of the row sums.
+  __device__ void write_p(const float (&score)[32], float (&sums)[2]) {
+    float shifts[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float shift = reference_[h] == -sm80::kInfinity ? 0.0f : __fmul_rn(reference_[h], scale_log2_);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float p0 = sm80::exp2_approx(fmaf(score[j * 4 + h * 2], scale_log2_, -shift));
-        const float p1 = sm80::exp2_approx(fmaf(score[j * 4 + h * 2 + 1], scale_log2_, -shift));
-        sum_[h] += p0 + p1;
-        // Rows accumulator_row() and accumulator_row() + 8 are both lane / 4 modulo 8.
-        *reinterpret_cast<uint32_t*>(p + h * 8 * 128 + ((j ^ (lane() / 4)) << 4)) = sm80::pack_bf16(p0, p1);
-      }
+      shifts[h] = reference_[h] == -sm80::kInfinity ? 0.0f : shift(h);
+      sums[h] = 0.0f;
     }
-    written(kBlock);
+    const uint32_t p = shared_.base + Plan::kP + p_.slot() * kTileBytes + matrices();
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int h = i % 2, at = (j + i / 2) * 4 + h * 2;
+        const float p0 = sm80::exp2_approx(fmaf(score[at], scale_log2_, -shifts[h]));
+        const float p1 = sm80::exp2_approx(fmaf(score[at + 1], scale_log2_, -shifts[h]));
+        sums[h] += p0 + p1;
+        words[i] = sm80::pack_bf16(p0, p1);
+      }
+      store_matrix_x4(p ^ (j * 16), words);
+    }
+  }
+
+  // Of the P slot being written, by warp.
+  __device__ int* kinds() const {
+    return reinterpret_cast<int*>(shared_.memory + Plan::kKinds) + p_.slot() * kWarps;
   }
 
   // This thread has written its part of the P slot; hand_over() tells the readers.
-  __device__ void written(int kind) {
-    if (thread() == 0) reinterpret_cast<int*>(shared_.memory + Plan::kKinds)[p_.slot()] = kind;
+  __device__ void written() {
     proxy_fence();
     p_.advance();
   }
 
   __device__ void hand_over() {
     __syncwarp();
-    if (lane() == 0) {
-      const int slot = p_.slot() ^ 1;  // the one written last
-      barrier_arrive(shared_.base + Plan::kLeftFull + slot * 8);
-      barrier_arrive(shared_.base + Plan::kRightFull + slot * 8);
-    }
+    const int slot = p_.slot() ^ 1;  // the one written last
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + slot * 8);
   }
 
   __device__ void finish(int64_t query, int head) {
@@ -498,12 +577,12 @@ class Scores {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = accumulator_row() + h * 8;
-      const float sum = sm80::row_sum(sum_[h]);
+      const float sum = sm80::row_sum(sum_[h]), maximum = sm80::row_max(maximum_[h]);
       if (lane() % 4 != 0) continue;
       float factor = 0.0f, max_logit = -sm80::kInfinity, lse = sm80::kInfinity;
       if (sum != 0.0f) {
         // As finish_row of the portable target, but the sum is relative to the reference.
-        max_logit = isnan(sum) && maximum_[h] != sm80::kInfinity ? sum : maximum_[h] * launch_.call.sm_scale;
+        max_logit = isnan(sum) && maximum != sm80::kInfinity ? sum : maximum * launch_.call.sm_scale;
         lse = max_logit == sm80::kInfinity ? sm80::kInfinity : reference_[h] * launch_.call.sm_scale + logf(sum);
         factor = 1.0f / sum;
       }
@@ -516,7 +595,8 @@ class Scores {
       }
       shared_.factors(Plan::kFactors, p_.slot())[row] = factor;
     }
-    written(kEnd);
+    if (lane() == 0) kinds()[thread() / kWarp] = kEnd;
+    written();
     hand_over();
   }
 
@@ -526,7 +606,7 @@ class Scores {
   uint32_t q_[kRegisterQuarters][8][4];
   float maximum_[2], reference_[2], sum_[2];
   Cursor<Plan::kRing> ring_;
-  Cursor<1> rope_;
+  Cursor<1> rope_, last_q_;
   Cursor<kMessages> message_;
   Cursor<2> p_;
 };
@@ -543,8 +623,11 @@ class Values {
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) out_[0][i] = out_[1][i] = 0.0f;
-      while (next()) {
-        rescale();
+      bool first = true;
+      for (int kind = next(); !__any_sync(~0u, kind == kEnd); kind = next()) {
+        if (first) ring_.advance(kRegisterQuarters);  // Q
+        first = false;
+        if (__any_sync(~0u, kind == kRescaled)) rescale();
         multiply();
       }
       finish(launch_.query(tile), launch_.head(tile));
@@ -552,20 +635,17 @@ class Values {
   }
 
  private:
-  // Waits for the next P slot; whether it holds a block. A vote, so that the compiler sees that warps do not diverge
-  // and keeps what counts slots, and with it the descriptors, in uniform registers.
-  __device__ bool next() {
-    const int full = side_ == 0 ? Plan::kLeftFull : Plan::kRightFull;
-    barrier_wait(shared_.base + full + p_.slot() * 8, p_.full_parity());
-    proxy_fence();
-    return __any_sync(~0u, reinterpret_cast<const int*>(shared_.memory + Plan::kKinds)[p_.slot()] == kBlock);
+  // Waits for the next P slot; what it holds in the rows of this warp. Votes decide on it, so that the compiler sees that
+  // warps do not diverge and keeps what counts slots, and with it the descriptors, in uniform registers.
+  __device__ int next() {
+    barrier_wait(shared_.base + Plan::kPFull + p_.slot() * 8, p_.full_parity());
+    return reinterpret_cast<const int*>(shared_.memory + Plan::kKinds)[p_.slot() * kWarps + thread() / kWarp];
   }
 
   __device__ float factor(int h) const { return shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8]; }
 
   __device__ void rescale() {
     const float factors[2] = {factor(0), factor(1)};
-    if (!__any_sync(~0u, factors[0] != 1.0f || factors[1] != 1.0f)) return;
 #pragma unroll
     for (int i = 0; i < 64; ++i) {
       out_[0][i] *= factors[i / 2 % 2];
@@ -675,15 +755,15 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_fwd_kernel(const __grid_co
     const auto init = [&](int first, int slots, int arrivals) {
       for (int slot = 0; slot < slots; ++slot) barrier_init(shared.base + first + slot * 8, arrivals);
     };
-    constexpr int kWarps = kWarpgroup / kWarp;
     init(Plan::kRingFull, Plan::kRing, kWarpgroup);
     init(Plan::kRingEmpty, Plan::kRing, kWarps);
     init(Plan::kRopeFull, 1, kWarpgroup);
     init(Plan::kRopeEmpty, 1, kWarps);
-    init(Plan::kMessageFull, kMessages, 1);
+    init(Plan::kMessageFull, kMessages, kWarps);
     init(Plan::kMessageEmpty, kMessages, kWarps);
-    init(Plan::kLeftFull, 2, kWarps);
-    init(Plan::kRightFull, 2, kWarps);
+    init(Plan::kQFull, 1, kWarpgroup);
+    init(Plan::kQEmpty, 1, kWarps);
+    init(Plan::kPFull, 2, kWarps);
     init(Plan::kPEmpty, 2, 2 * kWarps);
     barrier_init_fence();
   }

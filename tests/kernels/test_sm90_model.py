@@ -100,29 +100,38 @@ def test_copies_lie_where_descriptors_look() -> None:
         assert torch.equal(mn_major(memory, step * 16 * 128, 128), keys[16 * step : 16 * step + 16])
 
 
+def matrix_rows(lane: int, warp: int) -> int:
+    """matrices(): where in a tile this lane's row of four 8 x 8 matrices begins; a step of k16 further is XOR 32."""
+    return swizzled(16 * warp + lane % 16, lane // 16)
+
+
 def test_queries_in_registers_are_the_operand() -> None:
-    queries = torch.arange(M * 16).reshape(M, 16)
-    seen = torch.full((M, 16), -1)
-    for warp in range(4):
-        for lane in range(32):
-            for h in range(2):
-                row = 16 * warp + lane // 4 + 8 * h
-                for half in range(2):  # q_[...][2 half + h] is loaded from column 2 (lane % 4) + 8 half
+    queries = torch.arange(M * 128, dtype=torch.float32).reshape(M, 128)
+    memory = torch.full((2 * TILE // 2,), -1.0)
+    for tile in range(2):
+        gather(memory, tile * TILE, queries[:, 64 * tile : 64 * tile + 64])
+    for step in range(8):
+        seen = torch.full((M, 16), -1.0)
+        for warp in range(4):
+            begins = [(step // 4 * TILE + matrix_rows(lane, warp)) ^ step % 4 * 32 for lane in range(32)]
+            for lane in range(32):
+                for matrix in range(4):  # ldmatrix: register i of a lane is row lane / 4 of matrix i
                     for i in range(2):
-                        loaded = queries[row, lane % 4 * 2 + 8 * half + i]
-                        at = a_fragment(lane, warp, 2 * half + h, i)
-                        seen[at] = loaded
-    assert torch.equal(seen, queries)
+                        at = begins[8 * matrix + lane // 4] // 2 + lane % 4 * 2 + i
+                        seen[a_fragment(lane, warp, matrix, i)] = memory[at]
+        assert torch.equal(seen, queries[:, 16 * step : 16 * step + 16])
 
 
 def write_p(memory: torch.Tensor, at: int, p: torch.Tensor) -> None:
     for warp in range(4):
-        for lane in range(32):
-            for h in range(2):
-                base = at + (16 * warp + lane // 4) * 128 + lane % 4 * 4 + h * 8 * 128
-                for j in range(8):
+        begins = [at + matrix_rows(lane, warp) for lane in range(32)]
+        for j in range(0, 8, 2):
+            for lane in range(32):
+                for matrix in range(4):  # stmatrix, of words[matrix]
+                    h, column = matrix % 2, j + matrix // 2
+                    row = (begins[8 * matrix + lane // 4] ^ j * 16) // 2
                     for i in range(2):
-                        memory[(base + ((j ^ (lane // 4)) << 4)) // 2 + i] = p[accumulator(lane, warp, j, h, i)]
+                        memory[row + lane % 4 * 2 + i] = p[accumulator(lane, warp, column, h, i)]
 
 
 def test_probabilities_lie_where_the_descriptor_looks() -> None:
@@ -266,11 +275,13 @@ class Simulation:
         self.ring, self.rope = ring or RINGS[d_qk], d_qk == 576
         self.ring_full, self.ring_empty = ([Barrier(n) for _ in range(self.ring)] for n in (128, 4))
         self.rope_full, self.rope_empty = Barrier(128), Barrier(4)
-        self.message_full, self.message_empty = ([Barrier(n) for _ in range(MESSAGES)] for n in (1, 4))
-        self.p_full = [[Barrier(4), Barrier(4)] for _ in range(2)]  # left, right
+        self.message_full, self.message_empty = ([Barrier(n) for _ in range(MESSAGES)] for n in (4, 4))
+        self.q_full, self.q_empty = Barrier(128), Barrier(4)
+        self.p_full = [Barrier(4), Barrier(4)]
         self.p_empty = [Barrier(8), Barrier(8)]
         self.keys: list[list[Any]] = [[None] * 4 for _ in range(self.ring)]  # by the producer warp that copied
         self.rope_keys: list[Any] = [None] * 4
+        self.last_queries: list[Any] = [None] * 4
         self.messages: list[Any] = [None] * MESSAGES
         self.p: list[list[Any]] = [[None] * 4 for _ in range(2)]  # by the warp of scores that wrote
         self.copies: list[list[Callable[[], None]]] = [[] for _ in range(4)]  # in flight, in order, by warp
@@ -301,15 +312,15 @@ class Simulation:
         return lambda: True
 
     def producer(self, warp: int) -> Warp:
-        ring, rope, message = Cursor(self.ring), Cursor(1), Cursor(MESSAGES)
+        ring, rope, q, message = Cursor(self.ring), Cursor(1), Cursor(1), Cursor(MESSAGES)
 
         def send(what: Any) -> Warp:
             slot = message.slot
+            parity = message.empty
+            yield lambda: self.message_empty[slot].done(parity)
             if warp == 0:
-                parity = message.empty
-                yield lambda: self.message_empty[slot].done(parity)
                 self.messages[slot] = what
-                self.message_full[slot].arrive()
+            self.message_full[slot].arrive()
             message.advance()
 
         def fill(pieces: list[Any], full: Barrier, tag: Any) -> None:
@@ -324,49 +335,55 @@ class Simulation:
         for tile, blocks in enumerate(self.tiles):
             for block in range(blocks):
                 yield from send((tile, block))
-                for quarter in range(4):
+                queries = [(tile, "queries", quarter) for quarter in range(REGISTER_QUARTERS)] if block == 0 else []
+                for tag in [*queries, *((tile, block, quarter) for quarter in range(4))]:
                     slot, parity = ring.slot, ring.empty
                     yield lambda s=slot, p=parity: self.ring_empty[s].done(p)
-                    fill(self.keys[slot], self.ring_full[slot], (tile, block, quarter))
+                    fill(self.keys[slot], self.ring_full[slot], tag)
                     ring.advance()
                 if self.rope:
                     parity = rope.empty
                     yield lambda p=parity: self.rope_empty.done(p)
                     fill(self.rope_keys, self.rope_full, (tile, block))
                     rope.advance()
+                if block == 0:
+                    parity = q.empty
+                    yield lambda p=parity: self.q_empty.done(p)
+                    fill(self.last_queries, self.q_full, tile)
+                    q.advance()
             yield from send("end")
 
     def scores(self, warp: int) -> Warp:
-        ring, rope, message, p = Cursor(self.ring), Cursor(1), Cursor(MESSAGES), Cursor(2)
+        ring, rope, q, message, p = Cursor(self.ring), Cursor(1), Cursor(1), Cursor(MESSAGES), Cursor(2)
 
         def hand_over() -> None:
-            for side in range(2):
-                self.p_full[side][p.slot ^ 1].arrive()
+            self.p_full[p.slot ^ 1].arrive()
 
-        def write(what: Any) -> Warp:
-            slot, parity = p.slot, p.empty
-            yield lambda: self.p_empty[slot].done(parity)
-            self.p[slot][warp] = what
-            p.advance()
+        def sent() -> Callable[[], bool]:
+            return lambda s=message.slot, q=message.full: self.message_full[s].done(q)
+
+        def message_read() -> None:
+            self.message_empty[message.slot].arrive()
+            message.advance()
 
         for tile, blocks in enumerate(self.tiles):
             held = False
-            for block in range(blocks + 1):
-                slot, parity = message.slot, message.full
-                if held and not (self.message_full[slot].done(parity) and self.random.random() < self.hold):
-                    hand_over()
-                    held = False
-                yield lambda s=slot, q=parity: self.message_full[s].done(q)
-                expected: Any = (tile, block) if block < blocks else "end"
-                assert self.messages[slot] == expected
-                if block == blocks:
-                    break
-                last = ring.after(LANDED)
-                if held and self.hold < 1 and not self.ring_full[last.slot].done(last.full):
-                    hand_over()
-                    held = False
+            yield sent()
+            for block in range(blocks):
+                assert self.messages[message.slot] == (tile, block)
+                if block == 0:
+                    for quarter in range(REGISTER_QUARTERS):
+                        at, parity = ring.slot, ring.full
+                        yield lambda s=at, q=parity: self.ring_full[s].done(q)
+                        assert self.keys[at] == [(tile, "queries", quarter)] * 4
+                        self.ring_empty[at].arrive()
+                        ring.advance()
                 slots = []
                 for quarter in range(4):
+                    if block == 0 and quarter == REGISTER_QUARTERS:
+                        parity = q.full
+                        yield lambda q=parity: self.q_full.done(q)
+                        q.advance()
                     at, parity = ring.slot, ring.full
                     yield lambda s=at, q=parity: self.ring_full[s].done(q)
                     assert self.keys[at] == [(tile, block, quarter)] * 4
@@ -377,24 +394,38 @@ class Simulation:
                     yield lambda q=parity: self.rope_full.done(q)
                     assert self.rope_keys == [(tile, block)] * 4
                     rope.advance()
-                yield self.pause()  # the scores are being computed
+                coming = message.after(1)
+                ahead = self.message_full[coming.slot].done(coming.full) and self.random.random() < 0.9
+                slot, parity = p.slot, p.empty
+                yield lambda s=slot, q=parity: self.p_empty[s].done(q)
                 if held:
                     hand_over()
-                yield self.pause()
+                yield self.pause()  # the scores are being computed
                 assert all(self.keys[at] == [(tile, block, quarter)] * 4 for quarter, at in enumerate(slots))
+                assert self.last_queries == [tile] * 4
                 if self.rope:
                     assert self.rope_keys == [(tile, block)] * 4
                     self.rope_empty.arrive()
-                assert self.messages[slot] == expected
-                self.message_empty[slot].arrive()
-                message.advance()
-                yield from write((tile, block))
-                held = True
-            self.message_empty[slot].arrive()
-            message.advance()
-            if held:
-                hand_over()
-            yield from write((tile, "end"))
+                assert self.messages[message.slot] == (tile, block)
+                message_read()
+                self.p[slot][warp] = (tile, block)
+                quarter_after = ring.after(LANDED)
+                landed = self.ring_full[quarter_after.slot].done(quarter_after.full)
+                p.advance()
+                more = ahead and self.messages[message.slot] != "end"
+                held = more and (self.hold == 1 or landed and self.random.random() < self.hold)
+                if not held:
+                    hand_over()
+                if not ahead:
+                    yield sent()
+            assert self.messages[message.slot] == "end"
+            message_read()
+            if blocks:
+                self.q_empty.arrive()
+            slot, parity = p.slot, p.empty
+            yield lambda s=slot, q=parity: self.p_empty[s].done(q)
+            self.p[slot][warp] = (tile, "end")
+            p.advance()
             hand_over()
 
     def values(self, side: int, warp: int) -> Warp:
@@ -402,8 +433,10 @@ class Simulation:
         for tile, blocks in enumerate(self.tiles):
             for block in [*range(blocks), "end"]:
                 slot, parity = p.slot, p.full
-                yield lambda s=slot, q=parity: self.p_full[side][s].done(q)
+                yield lambda s=slot, q=parity: self.p_full[s].done(q)
                 assert self.p[slot] == [(tile, block)] * 4
+                if block == 0:
+                    ring.advance(REGISTER_QUARTERS)
                 if block != "end":
                     for quarter in (side, side + 2):
                         at = ring.after(quarter).slot
