@@ -239,6 +239,13 @@ class Producer {
            place.chunk;
   }
 
+  // Where in the ring, by OR: ptxas 13.0 leaves the sum of a uniform and another register to the copy, and with a cache
+  // policy that is an illegal instruction.
+  __device__ uint32_t ring_place(uint32_t offset) const {
+    static_assert(Plan::kRingOffset == 0 && kQuarterBytes == 1 << 14);
+    return (shared_.base + offset) | ring_.slot() << 14;
+  }
+
   // The quarters of Q that become registers travel through the ring.
   __device__ void copy_queries(uint32_t tile) {
     const Place at = place();
@@ -248,7 +255,7 @@ class Producer {
 #pragma unroll
     for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + at.offset,
+      copy<2>(ring_place(at.offset),
               source, first_column(quarter) / sm80::kChunk, launch_.q_stride, number, policy);
       barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
       ring_.advance();
@@ -283,7 +290,7 @@ class Producer {
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes + at.offset,
+      copy<2>(ring_place(at.offset),
               launch_.call.kv, at.chunk + first_column(quarter) / sm80::kChunk, launch_.kv_stride, number, policy_);
       barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
       ring_.advance();
@@ -746,7 +753,8 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_fwd_kernel(const __grid_co
   [[maybe_unused]] PlantedDelay delay;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const Shared shared{shared_memory, sm80::shared_address(shared_memory)};
-  if (shared.base % 1024 != 0) __trap();  // descriptors would read another swizzle than the copies write
+  // Descriptors would read another swizzle than the copies write, and copies would go astray (ring_place).
+  if (shared.base % 1024 != 0 || shared.base >= kTileBytes) __trap();
 #ifdef FLASH_DSA_BOUNDED_WAIT
   wait_base = shared.base;
 #endif
