@@ -3,7 +3,7 @@
 //   delay:SHARE  every block of threads waits for a share of its time; with a share of 0 it is the same code without
 //                the wait, to compare with
 //   stage        copies are waited for as soon as they are started: the pipeline has lost the stage that hides them
-//   sync         one more barrier of all threads per block of keys
+//   sync         one more barrier of all threads per block of keys; of a role's where roles take turns
 //   spill        two registers of a thread go through local memory per block of keys
 #pragma once
 
@@ -71,6 +71,13 @@ constexpr bool kPlantedStage = false;
 FLASH_DSA_DEVICE void planted_sync() {
 #ifdef FLASH_DSA_PLANTED_SYNC
   __syncthreads();
+#endif
+}
+
+// Among `threads` of named barrier `id`, which nothing else uses.
+FLASH_DSA_DEVICE void planted_sync([[maybe_unused]] int id, [[maybe_unused]] int threads) {
+#ifdef FLASH_DSA_PLANTED_SYNC
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 #endif
 }
 

@@ -33,6 +33,10 @@ __device__ inline void barrier_arrive(uint32_t barrier) {
 // Arrives once all earlier copy_async of this thread have landed. It counts as one of the arrivals of barrier_init.
 __device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
+  if constexpr (kPlantedStage) {
+    sm80::copy_async_commit();
+    sm80::copy_async_wait<0>();
+  }
 }
 
 // Whether the phase of this parity has ended. A fresh barrier is in phase 0: parity 0 is false, parity 1 true.

@@ -20,13 +20,16 @@ int multiprocessors() {
 // Which barrier, by its offset in shared memory.
 template <class Plan>
 std::string barrier_name(int offset) {
-  const std::pair<int, const char*> names[] = {
-      {Plan::kPEmpty, "p empty"},           {Plan::kPFull, "p full"},
-      {Plan::kQEmpty, "q empty"},           {Plan::kQFull, "q full"},
-      {Plan::kMessageEmpty, "message empty"},
-      {Plan::kMessageFull, "message full"}, {Plan::kRopeEmpty, "rope empty"},
-      {Plan::kRopeFull, "rope full"},       {Plan::kRingEmpty, "ring empty"},
-      {Plan::kRingFull, "ring full"}};
+  const std::pair<int, const char*> names[] = {{Plan::kPEmpty, "p empty"},
+                                               {Plan::kPFull, "p full"},
+                                               {Plan::kQEmpty, "q empty"},
+                                               {Plan::kQFull, "q full"},
+                                               {Plan::kMessageEmpty, "message empty"},
+                                               {Plan::kMessageFull, "message full"},
+                                               {Plan::kRopeEmpty, "rope empty"},
+                                               {Plan::kRopeFull, "rope full"},
+                                               {Plan::kRingEmpty, "ring empty"},
+                                               {Plan::kRingFull, "ring full"}};
   for (const auto& [first, name] : names) {
     if (offset >= first) return name + (" " + std::to_string((offset - first) / 8));
   }
@@ -96,8 +99,11 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
     throw std::runtime_error("sparse_fwd: `q` expected heads less than 64 GiB apart, got a stride of " +
                              std::to_string(params.q_stride_h));
   }
-  const sm90::Launch launch{params, static_cast<uint32_t>(tiles), static_cast<uint32_t>(per_query),
-                            static_cast<uint32_t>(kv_stride), static_cast<uint32_t>(q_stride),
+  const sm90::Launch launch{params,
+                            static_cast<uint32_t>(tiles),
+                            static_cast<uint32_t>(per_query),
+                            static_cast<uint32_t>(kv_stride),
+                            static_cast<uint32_t>(q_stride),
                             static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows)};
 #ifdef FLASH_DSA_BOUNDED_WAIT
   const sm90::WaitReport* reports = wait_reports();

@@ -2,9 +2,10 @@
 //
 // The algorithm, per block of 64 keys of a tile:
 //   1. the producer gathers the 64 rows, key and value at once, into a ring, and says which slots count;
-//   2. scores S = Q K^T (m64n64k16; six of Q's nine column tiles are register operands);
-//   3. masks, row maximum, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its
-//      maximum has grown by more than 2^8: P stays below 2^8, and O is rarely rescaled;
+//   2. scores S = Q K^T (m64n64k16; six of Q's nine column tiles are register operands, which came through the ring);
+//   3. masks, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its maximum has grown
+//   by
+//      more than 2^8: P stays below 2^8, and O is rarely rescaled;
 //   4. O += P V (m64n128k16), left and right half of the columns in a warpgroup each.
 // P of block i is handed over only when the scores of block i+1 are nearly done, if half the columns of its keys are
 // there: then the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys
@@ -23,28 +24,30 @@
 //   rope     64 keys x 64 columns                                           | 8192   | 0
 //   p        two P, 64 x 64                                                 | 16384  | 16384
 //   factors  float [2][64], row factors that travel with a P                | 512    | 512
-//   kinds    int [2], what a P slot holds; messages uint2 [4]; barriers     | 344    | 360
-//   sum                                                                     | 230232 | 230248
+//   kinds    int [2][4], what a P slot holds; messages uint2 [4]; barriers  | 368    | 384
+//   sum                                                                     | 230256 | 230272
 // Every tile is 64 rows of 128 bytes with the 128-byte swizzle. Quarters travel in the order left, right, left, right,
 // so that they are freed in the order in which they were filled.
 //
 // Barriers. A slot's pair is full / empty; parities come from a Cursor that every role advances alike.
-//   barrier        slots     arrivals                                 waits
-//   ring full      kRing     128 copies of the producer               scores
-//   ring empty     kRing     4 warps of left or right, PV done        producer
-//   rope full      1         128 copies of the producer               scores
-//   rope empty     1         4 warps of scores, QK done               producer
-//   message full   4         1, producer thread 0                     scores
-//   message empty  4         4 warps of scores, message read          producer thread 0
-//   left full      2         4 warps of scores, P written             left
-//   right full     2         4 warps of scores, P written             right
-//   p empty        2         8 warps of left and right                scores
-//   named 1        -         128 threads of scores: Q of the tile before is done with; Q of this tile is there
-// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A P slot holds the P of
-// a block (kBlock), or the end of a tile (kEnd): then the factors are what makes O the output. Each role walks the same
-// tiles in the same order, so nothing else has to be agreed upon, and the producer runs ahead into the next tile.
-// Nobody waits in a circle: what a producer waits for needs only earlier blocks, except that PV of block i may be held
-// until the scores of block i+1, whose keys need at most 8 quarters of the ring together with those of block i.
+//   barrier        slots     arrivals                                   waits
+//   ring full      kRing     128 copies of the producer                 scores
+//   ring empty     kRing     4 warps of left or right, PV done; of      producer
+//                            scores, Q in registers
+//   rope full      1         128 copies of the producer                 scores
+//   rope empty     1         4 warps of scores, QK done                 producer
+//   q full         1         128 copies of the producer                 scores, in a tile's first block
+//   q empty        1         4 warps of scores, the tile's QK done      producer
+//   message full   4         4 warps of the producer                    scores
+//   message empty  4         4 warps of scores, message read            producer
+//   p full         2         4 warps of scores, P written               left, right
+//   p empty        2         8 warps of left and right                  scores
+// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A P slot holds, for
+// each warp of scores, P of a block (kBlock), the same with factors by which O shrinks first (kRescaled), or the end of
+// a tile (kEnd): then the factors are what makes O the output. Each role walks the same tiles in the same order, so
+// nothing else has to be agreed upon, and the producer runs ahead into the next tile. Nobody waits in a circle: what a
+// producer waits for needs only earlier blocks, except that PV of block i may be held until the scores of block i+1,
+// whose keys need at most 8 quarters of the ring together with those of block i.
 //
 // Constraints (checked in op.cpp): h_kv 1, d_qk 576 or 512, d_v 512, rows on 16 bytes.
 #pragma once
@@ -204,8 +207,8 @@ class Producer {
     }
   }
 
-  // All warps wait and arrive, although one writes: none falls behind by a round of a barrier, and the compiler sees that
-  // warps do not diverge.
+  // All warps wait and arrive, although one writes: none falls behind by a round of a barrier, and the compiler sees
+  // that warps do not diverge.
   __device__ void send(uint32_t low, uint32_t high) {
     barrier_wait(shared_.base + Plan::kMessageEmpty + message_.slot() * 8, message_.empty_parity());
     if (thread() == 0) {
@@ -255,8 +258,7 @@ class Producer {
 #pragma unroll
     for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(ring_place(at.offset),
-              source, first_column(quarter) / sm80::kChunk, launch_.q_stride, number, policy);
+      copy<2>(ring_place(at.offset), source, first_column(quarter) / sm80::kChunk, launch_.q_stride, number, policy);
       barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
       ring_.advance();
     }
@@ -290,15 +292,15 @@ class Producer {
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(ring_place(at.offset),
-              launch_.call.kv, at.chunk + first_column(quarter) / sm80::kChunk, launch_.kv_stride, number, policy_);
+      copy<2>(ring_place(at.offset), launch_.call.kv, at.chunk + first_column(quarter) / sm80::kChunk,
+              launch_.kv_stride, number, policy_);
       barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
       ring_.advance();
     }
     if constexpr (Plan::kHasRope) {
       barrier_wait(shared_.base + Plan::kRopeEmpty, rope_.empty_parity());
-      copy<1>(shared_.base + Plan::kRope + at.offset, launch_.call.kv, at.chunk + 512 / sm80::kChunk,
-              launch_.kv_stride, number, policy_);
+      copy<1>(shared_.base + Plan::kRope + at.offset, launch_.call.kv, at.chunk + 512 / sm80::kChunk, launch_.kv_stride,
+              number, policy_);
       barrier_arrive_after_copies(shared_.base + Plan::kRopeFull);
       rope_.advance();
     }
@@ -500,7 +502,8 @@ class Scores {
     }
     if (lane() == 0) kinds()[thread() / kWarp] = grown ? kRescaled : kBlock;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) sum_[h] += sums[h];
+    for (int h = 0; h < 2; ++h) sum_[h] = planted_spill(sum_[h] + sums[h]);
+    planted_sync(1, kWarpgroup);
   }
 
   // This lane's.
@@ -563,9 +566,7 @@ class Scores {
   }
 
   // Of the P slot being written, by warp.
-  __device__ int* kinds() const {
-    return reinterpret_cast<int*>(shared_.memory + Plan::kKinds) + p_.slot() * kWarps;
-  }
+  __device__ int* kinds() const { return reinterpret_cast<int*>(shared_.memory + Plan::kKinds) + p_.slot() * kWarps; }
 
   // This thread has written its part of the P slot; hand_over() tells the readers.
   __device__ void written() {
@@ -642,8 +643,8 @@ class Values {
   }
 
  private:
-  // Waits for the next P slot; what it holds in the rows of this warp. Votes decide on it, so that the compiler sees that
-  // warps do not diverge and keeps what counts slots, and with it the descriptors, in uniform registers.
+  // Waits for the next P slot; what it holds in the rows of this warp. Votes decide on it, so that the compiler sees
+  // that warps do not diverge and keeps what counts slots, and with it the descriptors, in uniform registers.
   __device__ int next() {
     barrier_wait(shared_.base + Plan::kPFull + p_.slot() * 8, p_.full_parity());
     return reinterpret_cast<const int*>(shared_.memory + Plan::kKinds)[p_.slot() * kWarps + thread() / kWarp];
