@@ -413,7 +413,7 @@ class Simulation:
                 landed = self.ring_full[quarter_after.slot].done(quarter_after.full)
                 p.advance()
                 more = ahead and self.messages[message.slot] != "end"
-                held = more and (self.hold == 1 or landed and self.random.random() < self.hold)
+                held = more and (self.hold == 1 or (landed and self.random.random() < self.hold))
                 if not held:
                     hand_over()
                 if not ahead:
