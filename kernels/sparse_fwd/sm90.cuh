@@ -359,13 +359,26 @@ class Scores {
     for (bool more = await_message(); more;) {
       if (first) load_queries();
       float score[32];
-      const bool ahead = multiply(score, first, held);
-      softmax(score, first);
+      multiply(score, first);
+      // While the tensor cores are at it:
+      const auto coming = message_.after(1);
+      const bool ahead = there(shared_.base + Plan::kMessageFull + coming.slot() * 8, coming.full_parity());
+      const uint2 mask = this->mask();
+      barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+      // P of the block before is handed over when only the last group is left: by the time left and right have seen it,
+      // the tensor cores are free.
+      wgmma_wait<1>();
+      if (held) hand_over();
+      wgmma_wait<0>();
+      pin(score);
+      if (Plan::kHasRope && lane() == 0) barrier_arrive(shared_.base + Plan::kRopeEmpty);
+      message_read();
+      softmax(score, mask, first);
       first = false;
       // What the next block is like is asked for here and used below, after the fence.
       const auto quarter = ring_.after(kLandedQuarter);
       const bool landed = barrier_test(shared_.base + Plan::kRingFull + quarter.slot() * 8, quarter.full_parity());
-      const uint2 next = ahead ? mask() : make_uint2(0, 0);
+      const uint2 next = ahead ? this->mask() : make_uint2(0, 0);
       written();
       held = __any_sync(~0u, landed && (next.x | next.y) != 0);
       if (!held) hand_over();
@@ -380,6 +393,11 @@ class Scores {
     barrier_wait(shared_.base + Plan::kMessageFull + message_.slot() * 8, message_.full_parity());
     const uint2 mask = this->mask();
     return __any_sync(~0u, (mask.x | mask.y) != 0);
+  }
+
+  // A vote, so that the compiler sees that warps do not diverge and counts slots in uniform registers.
+  __device__ static bool there(uint32_t barrier, uint32_t parity) {
+    return __any_sync(~0u, barrier_test(barrier, parity));
   }
 
   // Which slots of a block count.
@@ -414,9 +432,8 @@ class Scores {
     }
   }
 
-  // S = Q K^T. When only the last group is left, P of the block before is handed over: by the time left and right have
-  // seen it, the tensor cores are free. Returns whether the message after this block's has been sent.
-  __device__ bool multiply(float (&score)[32], bool first, bool held) {
+  // Starts S = Q K^T, in two groups.
+  __device__ void multiply(float (&score)[32], bool first) {
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       if (first && quarter == kRegisterQuarters) {
@@ -450,25 +467,12 @@ class Scores {
       rope_.advance();
     }
     wgmma_commit();
-    const auto next = message_.after(1);
-    const bool ahead = barrier_test(shared_.base + Plan::kMessageFull + next.slot() * 8, next.full_parity());
-    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
-    wgmma_wait<1>();
-    if (held) hand_over();
-    wgmma_wait<0>();
-    pin(score);
-    if constexpr (Plan::kHasRope) {
-      if (lane() == 0) barrier_arrive(shared_.base + Plan::kRopeEmpty);
-    }
-    return __any_sync(~0u, ahead);
   }
 
   // P and row sums. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row() + 8.
   // P is made with the reference there is while the lanes look whether a score has outgrown it: hardly ever, but in a
   // tile's first block. Then the warp moves its references and makes P again.
-  __device__ void softmax(float (&score)[32], bool first) {
-    const uint2 mask = this->mask();
-    message_read();
+  __device__ void softmax(float (&score)[32], uint2 mask, bool first) {
     if ((mask.x & mask.y) != ~0u) {
       const int shift = lane() % 4 * 2;
 #pragma unroll
