@@ -171,9 +171,11 @@ __device__ inline void store_matrix_x4(uint32_t address, const uint32_t (&r)[4])
 
 constexpr int kTileBytes = 64 * 128;
 
-// The address field of a descriptor. What the compiler calls an address in shared memory has the number of the block
-// within its cluster above bit 24, which must not reach the other fields.
-__device__ inline uint64_t descriptor_address(uint32_t address) { return (address & 0x3ffff) >> 4; }
+// An address in shared memory without what the compiler's has from bit 24 on: the number of the block in its cluster.
+__device__ inline uint32_t in_window(uint32_t address) { return address & 0x3ffff; }
+
+// The address field of a descriptor.
+__device__ inline uint64_t descriptor_address(uint32_t address) { return in_window(address) >> 4; }
 
 // Operand whose k runs along the rows of a tile: A = Q or P, B = K. Eight-row groups are 1024 bytes apart (stride
 // offset); the leading offset is not used. A step of k16 is 32 bytes.

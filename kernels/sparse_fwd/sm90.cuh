@@ -759,7 +759,7 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_fwd_kernel(const __grid_co
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const Shared shared{shared_memory, sm80::shared_address(shared_memory)};
   // Descriptors would read another swizzle than the copies write, and copies would go astray (ring_place).
-  if (shared.base % 1024 != 0 || shared.base >= kTileBytes) __trap();
+  if (shared.base % 1024 != 0 || in_window(shared.base) >= kTileBytes) __trap();
 #ifdef FLASH_DSA_BOUNDED_WAIT
   wait_base = shared.base;
 #endif
