@@ -104,7 +104,8 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
                             static_cast<uint32_t>(per_query),
                             static_cast<uint32_t>(kv_stride),
                             static_cast<uint32_t>(q_stride),
-                            static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows)};
+                            static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows),
+                            params.sm_scale * sm80::kLog2e};
 #ifdef FLASH_DSA_BOUNDED_WAIT
   const sm90::WaitReport* reports = wait_reports();
 #endif

@@ -128,6 +128,7 @@ struct Launch {
   uint32_t tiles, tiles_per_query;  // the launcher has checked that `tiles` and a grid more fit into 31 bits
   uint32_t kv_stride, q_stride;     // of rows, of heads, in chunks of 16 bytes
   uint32_t kv_rows;                 // at most 2^31: as unsigned numbers, valid indices are those below
+  float scale_log2;                 // sm_scale x log2(e)
 
   // Tiles of one query follow each other: a cluster of two takes both halves of 128 heads, and gathers the same rows.
   __device__ int64_t query(uint32_t tile) const { return tile / tiles_per_query; }
@@ -337,24 +338,28 @@ class Producer {
 template <class Plan>
 class Scores {
  public:
-  __device__ Scores(const Launch& launch, const Shared& shared)
-      : launch_(launch), shared_(shared), scale_log2_(launch.call.sm_scale * sm80::kLog2e) {}
+  __device__ Scores(const Launch& launch, const Shared& shared) : launch_(launch), shared_(shared) {}
 
   __device__ void run() {
-    for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
-      attend();
-      finish(launch_.query(tile), launch_.head(tile));
-    }
+    uint32_t tile = blockIdx.x;
+#pragma unroll 1
+    for (; tile < launch_.tiles; tile += gridDim.x) attend(tile);
+    finish(tile - gridDim.x);
   }
 
  private:
-  // All blocks of a tile.
-  __device__ void attend() {
+  // The tile before gets its results, and nothing has been seen of this one.
+  __device__ void begin(uint32_t tile) {
+    if (tile != blockIdx.x) finish(tile - gridDim.x);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       maximum_[h] = reference_[h] = -sm80::kInfinity;
       sum_[h] = 0.0f;
     }
+  }
+
+  // All blocks of a tile.
+  __device__ void attend(uint32_t tile) {
     bool first = true, held = false;  // the P written last has not been handed over; each warp arrives for itself
     for (bool more = await_message(); more;) {
       if (first) load_queries();
@@ -363,7 +368,9 @@ class Scores {
       // While the tensor cores are at it:
       const auto coming = message_.after(1);
       const bool ahead = there(shared_.base + Plan::kMessageFull + coming.slot() * 8, coming.full_parity());
+      const bool last = ahead && !is_block(coming.slot());
       const uint2 mask = this->mask();
+      if (first) begin(tile);
       barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
       // P of the block before is handed over when only the last group is left: by the time left and right have seen it,
       // the tensor cores are free.
@@ -372,27 +379,33 @@ class Scores {
       wgmma_wait<0>();
       pin(score);
       if (Plan::kHasRope && lane() == 0) barrier_arrive(shared_.base + Plan::kRopeEmpty);
+      if (last && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
       message_read();
       softmax(score, mask, first);
       first = false;
-      // What the next block is like is asked for here and used below, after the fence.
+      // Asked for here and used below, after the fence.
       const auto quarter = ring_.after(kLandedQuarter);
       const bool landed = barrier_test(shared_.base + Plan::kRingFull + quarter.slot() * 8, quarter.full_parity());
-      const uint2 next = ahead ? this->mask() : make_uint2(0, 0);
       written();
-      held = __any_sync(~0u, landed && (next.x | next.y) != 0);
+      held = ahead && !last && __any_sync(~0u, landed);
       if (!held) hand_over();
-      more = ahead ? __any_sync(~0u, (next.x | next.y) != 0) : await_message();
+      more = ahead ? !last : await_message();
+      if (!ahead && !more && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
     }
     message_read();
-    if (!first && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
+    if (first) begin(tile);
+  }
+
+  // Whether a message that is there announces a block, and not the end of a tile.
+  __device__ bool is_block(int slot) const {
+    const uint2 mask = reinterpret_cast<const uint2*>(shared_.memory + Plan::kMessageOffset)[slot];
+    return __any_sync(~0u, (mask.x | mask.y) != 0);
   }
 
   // Waits for the next message; whether it is a block.
   __device__ bool await_message() {
     barrier_wait(shared_.base + Plan::kMessageFull + message_.slot() * 8, message_.full_parity());
-    const uint2 mask = this->mask();
-    return __any_sync(~0u, (mask.x | mask.y) != 0);
+    return is_block(message_.slot());
   }
 
   // A vote, so that the compiler sees that warps do not diverge and counts slots in uniform registers.
@@ -525,11 +538,11 @@ class Scores {
   }
 
   // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
-  __device__ float shift(int h) const { return __fmul_rn(reference_[h], scale_log2_); }
+  __device__ float shift(int h) const { return __fmul_rn(reference_[h], launch_.scale_log2); }
   // Where nothing has been seen any score outgrows the reference.
   __device__ bool outgrown(int h) const {
     return maximum_[h] != -sm80::kInfinity &&
-           (reference_[h] == -sm80::kInfinity || __fmul_rn(maximum_[h], scale_log2_) > shift(h) + kSlack);
+           (reference_[h] == -sm80::kInfinity || __fmul_rn(maximum_[h], launch_.scale_log2) > shift(h) + kSlack);
   }
 
   __device__ void move_references(const float (&highest)[2]) {
@@ -560,8 +573,8 @@ class Scores {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int h = i % 2, at = (j + i / 2) * 4 + h * 2;
-        const float p0 = sm80::exp2_approx(fmaf(score[at], scale_log2_, -shifts[h]));
-        const float p1 = sm80::exp2_approx(fmaf(score[at + 1], scale_log2_, -shifts[h]));
+        const float p0 = sm80::exp2_approx(fmaf(score[at], launch_.scale_log2, -shifts[h]));
+        const float p1 = sm80::exp2_approx(fmaf(score[at + 1], launch_.scale_log2, -shifts[h]));
         sums[h] += p0 + p1;
         words[i] = sm80::pack_bf16(p0, p1);
       }
@@ -584,7 +597,10 @@ class Scores {
     if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + slot * 8);
   }
 
-  __device__ void finish(int64_t query, int head) {
+  // Ends a tile, while the scores of the next are being computed: left and right are at its last blocks until then.
+  __device__ void finish(uint32_t tile) {
+    const int64_t query = launch_.query(tile);
+    const int head = launch_.head(tile);
     barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -614,7 +630,6 @@ class Scores {
 
   const Launch& launch_;
   const Shared shared_;
-  const float scale_log2_;
   uint32_t q_[kRegisterQuarters][8][4];
   float maximum_[2], reference_[2], sum_[2];
   Cursor<Plan::kRing> ring_;

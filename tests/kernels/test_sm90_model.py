@@ -366,6 +366,13 @@ class Simulation:
             self.message_empty[message.slot].arrive()
             message.advance()
 
+        def finish(tile: int) -> Warp:
+            slot, parity = p.slot, p.empty
+            yield lambda s=slot, q=parity: self.p_empty[s].done(q)
+            self.p[slot][warp] = (tile, "end")
+            p.advance()
+            hand_over()
+
         for tile, blocks in enumerate(self.tiles):
             held = False
             yield sent()
@@ -396,6 +403,9 @@ class Simulation:
                     rope.advance()
                 coming = message.after(1)
                 ahead = self.message_full[coming.slot].done(coming.full) and self.random.random() < 0.9
+                last = ahead and self.messages[coming.slot] == "end"
+                if block == 0 and tile > 0:
+                    yield from finish(tile - 1)
                 slot, parity = p.slot, p.empty
                 yield lambda s=slot, q=parity: self.p_empty[s].done(q)
                 if held:
@@ -406,27 +416,26 @@ class Simulation:
                 if self.rope:
                     assert self.rope_keys == [(tile, block)] * 4
                     self.rope_empty.arrive()
+                if last:
+                    self.q_empty.arrive()
                 assert self.messages[message.slot] == (tile, block)
                 message_read()
                 self.p[slot][warp] = (tile, block)
                 quarter_after = ring.after(LANDED)
                 landed = self.ring_full[quarter_after.slot].done(quarter_after.full)
                 p.advance()
-                more = ahead and self.messages[message.slot] != "end"
-                held = more and (self.hold == 1 or (landed and self.random.random() < self.hold))
+                held = ahead and not last and (self.hold == 1 or (landed and self.random.random() < self.hold))
                 if not held:
                     hand_over()
                 if not ahead:
                     yield sent()
+                    if self.messages[message.slot] == "end":
+                        self.q_empty.arrive()
             assert self.messages[message.slot] == "end"
             message_read()
-            if blocks:
-                self.q_empty.arrive()
-            slot, parity = p.slot, p.empty
-            yield lambda s=slot, q=parity: self.p_empty[s].done(q)
-            self.p[slot][warp] = (tile, "end")
-            p.advance()
-            hand_over()
+            if blocks == 0 and tile > 0:
+                yield from finish(tile - 1)
+        yield from finish(len(self.tiles) - 1)
 
     def values(self, side: int, warp: int) -> Warp:
         ring, p = Cursor(self.ring), Cursor(2)
