@@ -12,6 +12,14 @@ inline void check_cuda(cudaError_t status, const char* doing) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorString(status));
 }
 
+// Of the current device.
+inline int multiprocessors(const char* doing) {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), doing);
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), doing);
+  return count;
+}
+
 template <class Params>
 void launch(void (*kernel)(Params), const Params& params, dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
             const char* name) {

@@ -7,6 +7,8 @@
 // Nothing is printed on the device: a call to printf would undo setmaxnreg and serialise wgmma.
 #pragma once
 
+#include <cuda.h>
+
 #include "sm80.cuh"
 
 namespace flash_dsa::sm90 {
@@ -15,6 +17,11 @@ using sm80::bf16;
 using sm80::kWarp;
 
 constexpr int kWarpgroup = 128;
+
+__device__ inline uint32_t thread() { return threadIdx.x % kWarpgroup; }  // within its warpgroup
+__device__ inline uint32_t lane() { return threadIdx.x % kWarp; }
+// Of an accumulator: a lane has two rows of 64, this one and the eighth after it.
+__device__ inline int accumulator_row() { return static_cast<int>(thread() / kWarp * 16 + lane() / 4); }
 
 // ---- mbarriers. `barrier` is an address in shared memory.
 
@@ -122,6 +129,15 @@ class Cursor {
   int use_ = 0;  // the number of the use, modulo two rounds: one register
 };
 
+// Part of a phase of barrier `id` among `threads` threads; those that wait for it call named_barrier.
+__device__ inline void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- Softmax. A row's exponentials are relative to its reference, which moves only when a score has outgrown it by
+// kSlack powers of two: bf16 is as exact at 2^8 as at 1, and sums of 2^30 such terms stay finite.
+constexpr float kSlack = 8.0f;
+
 // ---- Proxies and registers.
 
 // Orders this thread's view of shared memory: what ordinary instructions and cp.async wrote, before what wgmma reads.
@@ -169,6 +185,30 @@ __device__ inline void store_matrix_x4(uint32_t address, const uint32_t (&r)[4])
                : "memory");
 }
 
+// ---- Copies by TMA. A tensor map (tensor_map.h) says where a tensor lies and how large a box is; what lies outside
+// the tensor arrives as zeros, and counts as bytes all the same. One thread asks.
+
+// Arrives, and holds the phase until `bytes` more have landed.
+__device__ inline void barrier_expect(uint32_t barrier, int bytes) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}\n" ::"r"(barrier),
+               "r"(bytes)
+               : "memory");
+}
+
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
+}
+
+// The box that begins at `column` of row `row` of head `head`, to `destination` on 1024 bytes.
+__device__ inline void copy_box(uint32_t destination, const CUtensorMap& map, int column, int row, int head,
+                                uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%2, %3, %4}], [%5], %6;\n" ::"r"(destination),
+      "l"(&map), "r"(column), "r"(row), "r"(head), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
 // ---- wgmma. Operands in shared memory are tiles of 64 rows x 64 bf16, rows of 128 bytes, eight-row groups of 1024
 // bytes with the 128-byte swizzle (chunk of 16 bytes c of row r lies at chunk c ^ r % 8), on 1024 bytes.
 
@@ -187,10 +227,12 @@ __device__ inline uint64_t k_major(uint32_t address) {
   return kFixed | descriptor_address(address);
 }
 
-// Operand whose k runs down the rows: B = V, columns contiguous. 64 columns further is the next tile (leading offset),
-// eight rows further 1024 bytes (stride offset). A step of k16 is 2048 bytes.
+// Operand whose k runs down the rows: B = V, columns contiguous. 64 columns further is the next tile (leading offset:
+// the bytes of a tile, which may have more than 64 rows), eight rows further 1024 bytes (stride offset). A step of k16
+// is 2048 bytes.
+template <int kLeadingBytes = kTileBytes>
 __device__ inline uint64_t mn_major(uint32_t address) {
-  constexpr uint64_t kFixed = (1ull << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{kTileBytes >> 4} << 16);
+  constexpr uint64_t kFixed = (1ull << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{kLeadingBytes >> 4} << 16);
   return kFixed | descriptor_address(address);
 }
 
@@ -206,11 +248,35 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
 
+// Of four lanes that share a row: words[i] of lane l becomes words[l % 4] of lane l - l % 4 + i.
+__device__ inline void exchange(uint32_t& low, uint32_t& high, int distance) {
+  const bool upper = lane() & distance;
+  const uint32_t got = __shfl_xor_sync(~0u, upper ? low : high, distance);
+  (upper ? low : high) = got;
+}
+
+__device__ inline void transpose(uint32_t (&words)[4]) {
+  exchange(words[0], words[1], 1);
+  exchange(words[2], words[3], 1);
+  exchange(words[0], words[2], 2);
+  exchange(words[1], words[3], 2);
+}
+
 // Keeps the compiler from moving uses of accumulators over the instructions between begin and wait.
 template <int kN>
 __device__ inline void pin(float (&d)[kN]) {
 #pragma unroll
   for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// The same for operands in registers.
+template <int kSteps>
+__device__ inline void pin(uint32_t (&a)[kSteps][4]) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[step][i])::"memory");
+  }
 }
 
 // S: d[64x64] = a[64x16] b[16x64], added to d where `accumulate` is not 0; a in registers as for mma.sync (warp w of
@@ -263,6 +329,72 @@ __device__ inline void multiply_128(float (&d)[64], uint64_t a, uint64_t b) {
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
         "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "l"(a), "l"(b), "r"(1));
+}
+
+// S: d[64x128] = a[64x16] b[16x128], both K-major in shared memory.
+__device__ inline void multiply_keys(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, accumulate, 1, 1, 0, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// S: d[64x176] = a[64x16] b[16x176], both K-major in shared memory.
+__device__ inline void multiply_keys(float (&d)[88], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %90, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, "
+      "%71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87}, %88, %89, "
+      "accumulate, 1, 1, 0, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]),
+        "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), "+f"(d[72]),
+        "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]),
+        "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87])
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// O: d[64x128] += a[64x16] b[16x128], a in registers, b MN-major.
+__device__ inline void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, "
+      "accumulate, 1, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
 }  // namespace flash_dsa::sm90

@@ -32,10 +32,16 @@ struct DenseFwdParams {
   int64_t out_stride_s, out_stride_h;
   float* lse;  // [tot_q, h_q], natural log
   int64_t lse_stride_s, lse_stride_h;
+
+  uint32_t* next_tile;  // [1] scratch of the sm90a target, null for the others
 };
 
 void dense_fwd_cpu(const DenseFwdParams& params, CpuDtype dtype);
 // Picks its tile by `shared_memory`, the bytes one block may use.
 void dense_fwd_sm80(const DenseFwdParams& params, int shared_memory, CUstream_st* stream);
+// Compute capability 9.0 alone. Whether it serves these strides and sizes; then the other. `next_tile` is not looked
+// at.
+bool dense_fwd_sm90_serves(const DenseFwdParams& params);
+void dense_fwd_sm90(const DenseFwdParams& params, CUstream_st* stream);
 
 }  // namespace flash_dsa

@@ -26,22 +26,35 @@ struct SequenceTile {
 // Query head that this block of threads serves; the last layer of the grid may hold some that do not exist.
 __device__ inline int head_of_block() { return static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y); }
 
+// Bounds outside the tensors, which the host cannot see without waiting for the device, are clamped to them.
+__device__ inline int clamped_bound(int value, int64_t limit) {
+  return static_cast<int>(min(static_cast<int64_t>(max(value, 0)), limit));
+}
+
+// How many tiles of `kRows` queries all sequences have.
+template <int kRows>
+__device__ inline int count_tiles(const DenseFwdParams& params) {
+  int tiles = 0;
+  for (int sequence = threadIdx.x % kWarp; sequence < params.batch; sequence += kWarp) {
+    const int begin = clamped_bound(params.cu_seqlens_qo[sequence], params.tot_q);
+    const int length = clamped_bound(params.cu_seqlens_qo[sequence + 1], params.tot_q) - begin;
+    tiles += (max(length, 0) + kRows - 1) / kRows;
+  }
+  return static_cast<int>(__reduce_add_sync(0xffffffff, tiles));
+}
+
 // Number `tile` of the tiles of `kRows` queries of all sequences; there are at most tot_q / kRows + batch of them.
-// Every warp scans the lengths by itself, 32 sequences at a time. Bounds outside the tensors, which the host cannot see
-// without waiting for the device, are clamped to them. Within a causal sequence long tiles come first.
+// Every warp scans the lengths by itself, 32 sequences at a time. Within a causal sequence long tiles come first.
 template <int kRows>
 __device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile) {
   const int lane = threadIdx.x % kWarp;
-  const auto clamped = [](int value, int64_t limit) {
-    return static_cast<int>(min(static_cast<int64_t>(max(value, 0)), limit));
-  };
   int before = 0;
   for (int first = 0; first < params.batch; first += kWarp) {
     const int sequence = first + lane;
     int begin = 0, length = 0;
     if (sequence < params.batch) {
-      begin = clamped(params.cu_seqlens_qo[sequence], params.tot_q);
-      length = max(clamped(params.cu_seqlens_qo[sequence + 1], params.tot_q) - begin, 0);
+      begin = clamped_bound(params.cu_seqlens_qo[sequence], params.tot_q);
+      length = max(clamped_bound(params.cu_seqlens_qo[sequence + 1], params.tot_q) - begin, 0);
     }
     const int tiles = (length + kRows - 1) / kRows;
     int through = tiles;  // inclusive prefix sum over the lanes
@@ -58,9 +71,9 @@ __device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile)
       SequenceTile found;
       found.first_query = __shfl_sync(0xffffffff, begin, owner);
       found.s_q = __shfl_sync(0xffffffff, length, owner);
-      const int key_begin = clamped(params.cu_seqlens_kv[first + owner], params.tot_kv);
+      const int key_begin = clamped_bound(params.cu_seqlens_kv[first + owner], params.tot_kv);
       found.first_key = key_begin;
-      found.s_kv = max(clamped(params.cu_seqlens_kv[first + owner + 1], params.tot_kv) - key_begin, 0);
+      found.s_kv = max(clamped_bound(params.cu_seqlens_kv[first + owner + 1], params.tot_kv) - key_begin, 0);
       const int index = tile - skipped;
       found.start = (params.causal ? owner_tiles - 1 - index : index) * kRows;
       found.rows = min(kRows, found.s_q - found.start);

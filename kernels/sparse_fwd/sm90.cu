@@ -3,18 +3,12 @@
 
 #include "../launch.h"
 #include "../target.h"
+#include "../wait_reports.h"
 #include "sm90.cuh"
 
 namespace flash_dsa {
 
 namespace {
-
-int multiprocessors() {
-  int device = 0, count = 0;
-  check_cuda(cudaGetDevice(&device), "sparse_fwd sm90a");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "sparse_fwd sm90a");
-  return count;
-}
 
 #ifdef FLASH_DSA_BOUNDED_WAIT
 // Which barrier, by its offset in shared memory.
@@ -35,32 +29,6 @@ std::string barrier_name(int offset) {
   }
   return "offset " + std::to_string(offset);
 }
-
-// Pinned memory for the reports, for as long as the process lives.
-sm90::WaitReport* wait_reports() {
-  static sm90::WaitReport* reports = nullptr;
-  const char* doing = "sparse_fwd sm90a, bounded waits";
-  if (reports == nullptr) {
-    check_cuda(cudaHostAlloc(&reports, sm90::kWaitReports * sizeof(*reports), cudaHostAllocDefault), doing);
-    check_cuda(cudaMemcpyToSymbol(sm90::wait_reports, &reports, sizeof(reports)), doing);
-  }
-  for (int i = 0; i < sm90::kWaitReports; ++i) reports[i].made = 0;
-  return reports;
-}
-
-template <class Plan>
-void report_waits(const sm90::WaitReport* reports, CUstream_st* stream) {
-  const cudaError_t status = cudaStreamSynchronize(stream);
-  if (status == cudaSuccess) return;
-  std::string text = "sparse_fwd sm90a: " + std::string(cudaGetErrorString(status)) + "; waits that gave up:";
-  for (int i = 0; i < sm90::kWaitReports; ++i) {
-    const volatile sm90::WaitReport& report = reports[i];
-    if (report.made == 0) continue;
-    text += "\n  block " + std::to_string(report.block) + " thread " + std::to_string(report.thread) + ": " +
-            barrier_name<Plan>(static_cast<int>(report.barrier)) + ", parity " + std::to_string(report.parity);
-  }
-  throw std::runtime_error(text);
-}
 #endif
 
 template <class Plan>
@@ -72,7 +40,7 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
   // Two tiles of a query in one cluster gather the same rows at about the same time, which L2 answers faster.
   const int64_t per_query = (params.h_q + sm90::kM - 1) / sm90::kM;
   const unsigned cluster = per_query % 2 == 0 ? 2 : 1;
-  const int64_t tiles = params.s_q * per_query, blocks = multiprocessors() / cluster * cluster;
+  const int64_t tiles = params.s_q * per_query, blocks = multiprocessors("sparse_fwd sm90a") / cluster * cluster;
   if (tiles > INT32_MAX - blocks) {
     throw std::runtime_error("sparse_fwd: `q` expected s_q * h_q / 64 below 2^31 - " + std::to_string(blocks) +
                              ", got s_q = " + std::to_string(params.s_q));
@@ -107,11 +75,11 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
                             static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows),
                             params.sm_scale * sm80::kLog2e};
 #ifdef FLASH_DSA_BOUNDED_WAIT
-  const sm90::WaitReport* reports = wait_reports();
+  const sm90::WaitReport* reports = wait_reports("sparse_fwd sm90a");
 #endif
   check_cuda(cudaLaunchKernelEx(&config, kernel, launch), "sparse_fwd sm90a");
 #ifdef FLASH_DSA_BOUNDED_WAIT
-  report_waits<Plan>(reports, stream);
+  report_waits("sparse_fwd sm90a", reports, barrier_name<Plan>, stream);
 #endif
 }
 

@@ -68,9 +68,6 @@ constexpr int kQuarters = 4;          // of a block of keys, 128 columns each
 constexpr int kRegisterQuarters = 3;  // whose Q is in registers: 96 of them
 constexpr int kMessages = 4;
 constexpr int kBlock = 0, kRescaled = 1, kEnd = 2;  // what a P slot holds
-// In powers of two: how far a row's maximum may exceed its reference. bf16 is as exact at 2^8 as at 1, and sums of 2^30
-// such terms stay finite.
-constexpr float kSlack = 8.0f;
 // P is held back where this quarter of the next block is there. With a later one it would hardly ever be: its slot is
 // one that only an earlier PV frees.
 constexpr int kLandedQuarter = 1;
@@ -134,11 +131,6 @@ struct Launch {
   __device__ int64_t query(uint32_t tile) const { return tile / tiles_per_query; }
   __device__ int head(uint32_t tile) const { return static_cast<int>(tile % tiles_per_query) * kM; }
 };
-
-__device__ inline uint32_t thread() { return threadIdx.x % kWarpgroup; }
-__device__ inline uint32_t lane() { return threadIdx.x % kWarp; }
-// Of an accumulator: a lane has two rows of a tile, this one and the eighth after it.
-__device__ inline int accumulator_row() { return static_cast<int>(thread() / kWarp * 16 + lane() / 4); }
 
 // ---- Producer: gathers rows, drops blocks without a valid slot.
 
@@ -761,20 +753,6 @@ class Values {
         }
       }
     }
-  }
-
-  // words[i] of lane l becomes words[l % 4] of lane l - l % 4 + i.
-  __device__ void transpose(uint32_t (&words)[4]) const {
-    exchange(words[0], words[1], 1);
-    exchange(words[2], words[3], 1);
-    exchange(words[0], words[2], 2);
-    exchange(words[1], words[3], 2);
-  }
-
-  __device__ void exchange(uint32_t& low, uint32_t& high, int distance) const {
-    const bool upper = lane() & distance;
-    const uint32_t got = __shfl_xor_sync(~0u, upper ? low : high, distance);
-    (upper ? low : high) = got;
   }
 
   const Launch& launch_;

@@ -1,0 +1,101 @@
+// Host launcher of dense_fwd, SM90.
+#include <algorithm>
+#include <string>
+
+#include "../launch.h"
+#include "../target.h"
+#include "../tensor_map.h"
+#include "../wait_reports.h"
+#include "narrow_sm90.cuh"
+
+namespace flash_dsa {
+
+namespace {
+
+constexpr const char* kName = "dense_fwd sm90a";
+
+MappedTensor queries_of(const DenseFwdParams& params) {
+  return {params.q, params.tot_q, params.h_q, params.d_qk, params.q_stride_s, params.q_stride_h};
+}
+
+// Keys and values may be the same for all heads (expanded): then there is one, and its coordinate stays 0.
+MappedTensor of_heads(const void* data, const DenseFwdParams& params, int columns, int64_t stride_s, int64_t stride_h) {
+  return {data, params.tot_kv, stride_h == 0 ? 1 : params.h_kv, columns, stride_s, stride_h};
+}
+
+MappedTensor keys_of(const DenseFwdParams& params) {
+  return of_heads(params.k, params, params.d_qk, params.k_stride_s, params.k_stride_h);
+}
+
+MappedTensor values_of(const DenseFwdParams& params) {
+  return of_heads(params.v, params, params.d_v, params.v_stride_s, params.v_stride_h);
+}
+
+// Query heads whose keys and values stay in L2 together, while tiles of different lengths go through them: half of its
+// 50 MB. Sequences are taken to be of one length: the host does not see them.
+int heads_at_once(const DenseFwdParams& params) {
+  constexpr int64_t kBytes = int64_t{25} << 20;
+  const int64_t rows = params.tot_kv / std::max(params.batch, 1) + 1;
+  const int64_t kv_heads = std::clamp<int64_t>(kBytes / (rows * (params.d_qk + params.d_v) * 2), 1, params.h_kv);
+  return static_cast<int>(kv_heads * (params.h_q / params.h_kv));
+}
+
+#ifdef FLASH_DSA_BOUNDED_WAIT
+template <class Plan>
+std::string narrow_barrier_name(int offset) {
+  const std::pair<int, const char*> names[] = {
+      {Plan::kTail, "tail"},      {Plan::kWorkEmpty, "work empty"}, {Plan::kWorkFull, "work full"},
+      {Plan::kVEmpty, "v empty"}, {Plan::kVFull, "v full"},         {Plan::kKEmpty, "k empty"},
+      {Plan::kKFull, "k full"},   {Plan::kQEmpty, "q empty"},       {Plan::kQFull, "q full"}};
+  for (const auto& [first, name] : names) {
+    if (offset >= first) return name + (" " + std::to_string((offset - first) / 8));
+  }
+  return "offset " + std::to_string(offset);
+}
+#endif
+
+template <class Plan>
+void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
+  static_assert(Plan::kSharedBytes <= kSharedMemorySm90);
+  const auto kernel = sm90::dense_narrow_kernel<Plan>;
+  const int64_t tiles = params.tot_q / Plan::kM + params.batch;
+  const int64_t blocks = std::min<int64_t>(multiprocessors(kName), tiles * params.h_q);
+  if (blocks == 0) return;
+  sm90::NarrowLaunch launch{};
+  launch.q = tensor_map(queries_of(params), 64, 1, kName);
+  // Without keys there is nothing to map, and nothing is copied.
+  if (params.tot_kv > 0) {
+    launch.k = tensor_map(keys_of(params), Plan::kN, 1, kName);
+    launch.v = tensor_map(values_of(params), Plan::kN, 1, kName);
+  }
+  launch.call = params;
+  launch.heads_at_once = static_cast<uint32_t>(heads_at_once(params));
+  launch.most_tiles = static_cast<uint32_t>(tiles);
+  launch.k_heads = params.k_stride_h == 0 ? 0 : 1;
+  launch.v_heads = params.v_stride_h == 0 ? 0 : 1;
+  check_cuda(cudaMemsetAsync(params.next_tile, 0, sizeof(*params.next_tile), stream), kName);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  const sm90::WaitReport* reports = wait_reports(kName);
+#endif
+  kernel<<<static_cast<unsigned>(blocks), Plan::kThreads, Plan::kSharedBytes, stream>>>(launch);
+  check_cuda(cudaGetLastError(), kName);
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  report_waits(kName, reports, narrow_barrier_name<Plan>, stream);
+#endif
+}
+
+}  // namespace
+
+bool dense_fwd_sm90_serves(const DenseFwdParams& params) {
+  constexpr int64_t kMostTiles = (int64_t{1} << 31) - (1 << 16);  // and a number past the last for every SM
+  return can_be_mapped(queries_of(params)) && can_be_mapped(keys_of(params)) && can_be_mapped(values_of(params)) &&
+         params.tot_q / 64 + params.batch < kMostTiles / params.h_q && params.d_qk != 576;
+}
+
+void dense_fwd_sm90(const DenseFwdParams& params, CUstream_st* stream) {
+  if (params.d_qk == 192) return launch_narrow<sm90::NarrowPlan<192, 128, 2, true>>(params, stream);
+  launch_narrow<sm90::NarrowPlan<128, 128, 3, true>>(params, stream);
+}
+
+}  // namespace flash_dsa
