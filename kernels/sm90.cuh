@@ -37,6 +37,26 @@ __device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
 }
 
+// The same at the barrier in the same place of block `rank` of the cluster, with release for all of it.
+__device__ inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+// All threads of the cluster.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+
 // Arrives once all earlier copy_async of this thread have landed. It counts as one of the arrivals of barrier_init.
 __device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
@@ -206,6 +226,17 @@ __device__ inline void copy_box(uint32_t destination, const CUtensorMap& map, in
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1, {%2, %3, %4}], [%5], %6;\n" ::"r"(destination),
       "l"(&map), "r"(column), "r"(row), "r"(head), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// The same to every block of the cluster whose bit is set in `blocks`: to the same place in its memory, and its barrier
+// in the same place counts the bytes.
+__device__ inline void copy_box_to_all(uint32_t destination, const CUtensorMap& map, int column, int row, int head,
+                                       uint32_t barrier, uint16_t blocks, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6, %7;\n" ::"r"(destination),
+      "l"(&map), "r"(column), "r"(row), "r"(head), "r"(barrier), "h"(blocks), "l"(policy)
       : "memory");
 }
 

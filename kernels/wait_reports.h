@@ -38,6 +38,26 @@ void report_waits(const char* doing, const sm90::WaitReport* reports, NameOf nam
   throw std::runtime_error(text);
 }
 
+// Which barrier of a wide kernel (wide_sm90.cuh), by its offset in shared memory.
+template <class Plan>
+std::string wide_barrier_name(int offset) {
+  const std::pair<int, const char*> names[] = {{Plan::kTail, "tail"},
+                                               {Plan::kPEmpty, "p empty"},
+                                               {Plan::kPFull, "p full"},
+                                               {Plan::kQEmpty, "q empty"},
+                                               {Plan::kQFull, "q full"},
+                                               {Plan::kMessageEmpty, "message empty"},
+                                               {Plan::kMessageFull, "message full"},
+                                               {Plan::kRopeEmpty, "rope empty"},
+                                               {Plan::kRopeFull, "rope full"},
+                                               {Plan::kRingEmpty, "ring empty"},
+                                               {Plan::kRingFull, "ring full"}};
+  for (const auto& [first, name] : names) {
+    if (offset >= first) return name + (" " + std::to_string((offset - first) / 8));
+  }
+  return "offset " + std::to_string(offset);
+}
+
 }  // namespace
 
 }  // namespace flash_dsa

@@ -205,7 +205,7 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) dense_narrow_kernel(const DenseFwdParams params) {
   [[maybe_unused]] PlantedDelay delay;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
-  const SequenceTile tile = find_tile<Tile::kM>(params, static_cast<int>(blockIdx.x));
+  const SequenceTile tile = find_tile(params, static_cast<int>(blockIdx.x), Tile::kM);
   const int head = head_of_block();
   if (tile.rows <= 0 || head >= params.h_q) return;
   NarrowAttention<Tile>(params, tile, head, shared_memory).run();

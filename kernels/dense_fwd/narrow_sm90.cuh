@@ -134,7 +134,7 @@ class NarrowProducer {
       prefetch_map(launch_.k);
       prefetch_map(launch_.v);
     }
-    const uint32_t tiles = min(static_cast<uint32_t>(sm80::count_tiles<Plan::kM>(launch_.call)), launch_.most_tiles);
+    const uint32_t tiles = min(static_cast<uint32_t>(sm80::count_tiles(launch_.call, Plan::kM)), launch_.most_tiles);
     const uint32_t all = tiles * static_cast<uint32_t>(launch_.call.h_q);
     uint32_t number = blockIdx.x;
 #pragma unroll 1
@@ -154,7 +154,7 @@ class NarrowProducer {
   __device__ uint32_t take() const { return lane() == 0 ? atomicAdd(launch_.call.next_tile, 1u) + gridDim.x : 0; }
 
   __device__ void copy_tile(int number, int head) {
-    const sm80::SequenceTile tile = sm80::find_tile<Plan::kM>(launch_.call, number);
+    const sm80::SequenceTile tile = sm80::find_tile(launch_.call, number, Plan::kM);
     if (!__any_sync(~0u, tile.rows > 0)) return;  // cu_seqlens that shrink
     const int blocks = tile.blocks(Plan::kN, launch_.call.causal);
     const int64_t query = tile.first_query + tile.start;

@@ -31,22 +31,20 @@ __device__ inline int clamped_bound(int value, int64_t limit) {
   return static_cast<int>(min(static_cast<int64_t>(max(value, 0)), limit));
 }
 
-// How many tiles of `kRows` queries all sequences have.
-template <int kRows>
-__device__ inline int count_tiles(const DenseFwdParams& params) {
+// How many tiles of `rows` queries all sequences have.
+__device__ inline int count_tiles(const DenseFwdParams& params, int rows) {
   int tiles = 0;
   for (int sequence = threadIdx.x % kWarp; sequence < params.batch; sequence += kWarp) {
     const int begin = clamped_bound(params.cu_seqlens_qo[sequence], params.tot_q);
     const int length = clamped_bound(params.cu_seqlens_qo[sequence + 1], params.tot_q) - begin;
-    tiles += (max(length, 0) + kRows - 1) / kRows;
+    tiles += (max(length, 0) + rows - 1) / rows;
   }
   return static_cast<int>(__reduce_add_sync(0xffffffff, tiles));
 }
 
-// Number `tile` of the tiles of `kRows` queries of all sequences; there are at most tot_q / kRows + batch of them.
+// Number `tile` of the tiles of `rows` queries of all sequences; there are at most tot_q / rows + batch of them.
 // Every warp scans the lengths by itself, 32 sequences at a time. Within a causal sequence long tiles come first.
-template <int kRows>
-__device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile) {
+__device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile, int rows) {
   const int lane = threadIdx.x % kWarp;
   int before = 0;
   for (int first = 0; first < params.batch; first += kWarp) {
@@ -56,7 +54,7 @@ __device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile)
       begin = clamped_bound(params.cu_seqlens_qo[sequence], params.tot_q);
       length = max(clamped_bound(params.cu_seqlens_qo[sequence + 1], params.tot_q) - begin, 0);
     }
-    const int tiles = (length + kRows - 1) / kRows;
+    const int tiles = (length + rows - 1) / rows;
     int through = tiles;  // inclusive prefix sum over the lanes
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
@@ -75,8 +73,8 @@ __device__ inline SequenceTile find_tile(const DenseFwdParams& params, int tile)
       found.first_key = key_begin;
       found.s_kv = max(clamped_bound(params.cu_seqlens_kv[first + owner + 1], params.tot_kv) - key_begin, 0);
       const int index = tile - skipped;
-      found.start = (params.causal ? owner_tiles - 1 - index : index) * kRows;
-      found.rows = min(kRows, found.s_q - found.start);
+      found.start = (params.causal ? owner_tiles - 1 - index : index) * rows;
+      found.rows = min(rows, found.s_q - found.start);
       return found;
     }
     before += __shfl_sync(0xffffffff, through, kWarp - 1);

@@ -7,12 +7,16 @@
 #include "../tensor_map.h"
 #include "../wait_reports.h"
 #include "narrow_sm90.cuh"
+#include "sm90.cuh"
 
 namespace flash_dsa {
 
 namespace {
 
 constexpr const char* kName = "dense_fwd sm90a";
+
+// Blocks of threads that share the keys of 576x512.
+constexpr int kCluster = 2;
 
 MappedTensor queries_of(const DenseFwdParams& params) {
   return {params.q, params.tot_q, params.h_q, params.d_qk, params.q_stride_s, params.q_stride_h};
@@ -85,15 +89,78 @@ void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
 #endif
 }
 
+// Sets the tiles of 64 rows, and how blocks of a cluster share keys.
+template <class Plan>
+void set_tiles(sm90::DenseLaunch& launch) {
+  const DenseFwdParams& params = launch.call;
+  const int group = params.h_q / params.h_kv;
+  launch.tile_heads = std::min(group, sm90::kM);
+  launch.tile_queries = sm90::kM / launch.tile_heads;
+  launch.reciprocal = 65536 / launch.tile_heads + 1;
+  const int chunks = (group + sm90::kM - 1) / sm90::kM;
+  const bool by_heads = Plan::kCluster == 2 && chunks % 2 == 0;
+  launch.rank_heads = by_heads ? sm90::kM : 0;
+  launch.rank_queries = Plan::kCluster == 2 && !by_heads ? launch.tile_queries : 0;
+  launch.chunks = static_cast<uint32_t>(by_heads ? chunks / 2 : chunks);
+  launch.chunk_heads = by_heads ? 2 * sm90::kM : sm90::kM;
+  const int unit_queries = launch.tile_queries + launch.rank_queries;
+  launch.tiles_per_head = static_cast<uint32_t>(params.tot_q / unit_queries + params.batch);
+  launch.tiles = launch.tiles_per_head * launch.chunks * static_cast<uint32_t>(params.h_kv) * Plan::kCluster;
+}
+
+template <class Plan>
+void launch_wide(const DenseFwdParams& params, CUstream_st* stream) {
+  static_assert(Plan::kSharedBytes <= kSharedMemorySm90);
+  const auto kernel = sm90::dense_wide_kernel<Plan>;
+  sm90::DenseLaunch launch{};
+  launch.call = params;
+  launch.scale_log2 = params.softmax_scale * sm80::kLog2e;
+  set_tiles<Plan>(launch);
+  const unsigned blocks = static_cast<unsigned>(multiprocessors(kName) / Plan::kCluster * Plan::kCluster);
+  launch.q = tensor_map(queries_of(params), launch.tile_queries, launch.tile_heads, kName);
+  // Without keys there is nothing to map, and nothing is copied.
+  if (params.tot_kv > 0) {
+    launch.k = tensor_map(keys_of(params), sm90::kN, 1, kName);
+    launch.v = tensor_map(values_of(params), sm90::kN, 1, kName);
+  }
+  launch.k_heads = params.k_stride_h == 0 ? 0 : 1;
+  launch.v_heads = params.v_stride_h == 0 ? 0 : 1;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = Plan::kCluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(std::min(launch.tiles, blocks));
+  config.blockDim = dim3(sm90::kThreads);
+  config.dynamicSmemBytes = Plan::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  const sm90::WaitReport* reports = wait_reports(kName);
+#endif
+  check_cuda(cudaLaunchKernelEx(&config, kernel, launch), kName);
+#ifdef FLASH_DSA_BOUNDED_WAIT
+  report_waits(kName, reports, wide_barrier_name<Plan>, stream);
+#endif
+}
+
 }  // namespace
 
 bool dense_fwd_sm90_serves(const DenseFwdParams& params) {
   constexpr int64_t kMostTiles = (int64_t{1} << 31) - (1 << 16);  // and a number past the last for every SM
   return can_be_mapped(queries_of(params)) && can_be_mapped(keys_of(params)) && can_be_mapped(values_of(params)) &&
-         params.tot_q / 64 + params.batch < kMostTiles / params.h_q && params.d_qk != 576;
+         params.tot_q + params.batch < kMostTiles / params.h_q;
 }
 
 void dense_fwd_sm90(const DenseFwdParams& params, CUstream_st* stream) {
+  if (params.d_qk == 576) {
+    const bool values_in_keys = params.v == params.k && (params.h_kv == 1 || params.v_stride_h == params.k_stride_h) &&
+                                (params.tot_kv <= 1 || params.v_stride_s == params.k_stride_s);
+    if (values_in_keys) return launch_wide<sm90::DensePlan<false, kCluster>>(params, stream);
+    return launch_wide<sm90::DensePlan<true, kCluster>>(params, stream);
+  }
   if (params.d_qk == 192) return launch_narrow<sm90::NarrowPlan<192, 128, 2, true>>(params, stream);
   launch_narrow<sm90::NarrowPlan<128, 128, 3, true>>(params, stream);
 }

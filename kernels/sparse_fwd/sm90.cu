@@ -10,27 +10,6 @@ namespace flash_dsa {
 
 namespace {
 
-#ifdef FLASH_DSA_BOUNDED_WAIT
-// Which barrier, by its offset in shared memory.
-template <class Plan>
-std::string barrier_name(int offset) {
-  const std::pair<int, const char*> names[] = {{Plan::kPEmpty, "p empty"},
-                                               {Plan::kPFull, "p full"},
-                                               {Plan::kQEmpty, "q empty"},
-                                               {Plan::kQFull, "q full"},
-                                               {Plan::kMessageEmpty, "message empty"},
-                                               {Plan::kMessageFull, "message full"},
-                                               {Plan::kRopeEmpty, "rope empty"},
-                                               {Plan::kRopeFull, "rope full"},
-                                               {Plan::kRingEmpty, "ring empty"},
-                                               {Plan::kRingFull, "ring full"}};
-  for (const auto& [first, name] : names) {
-    if (offset >= first) return name + (" " + std::to_string((offset - first) / 8));
-  }
-  return "offset " + std::to_string(offset);
-}
-#endif
-
 template <class Plan>
 void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
   static_assert(Plan::kSharedBytes <= kSharedMemorySm90);
@@ -79,7 +58,7 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
 #endif
   check_cuda(cudaLaunchKernelEx(&config, kernel, launch), "sparse_fwd sm90a");
 #ifdef FLASH_DSA_BOUNDED_WAIT
-  report_waits("sparse_fwd sm90a", reports, barrier_name<Plan>, stream);
+  report_waits("sparse_fwd sm90a", reports, wide_barrier_name<Plan>, stream);
 #endif
 }
 
