@@ -51,8 +51,8 @@ struct WidePlan {
   static constexpr int kFactors = kP + 2 * kTileBytes;
   static constexpr int kKinds = kFactors + 2 * kM * 4;
   static constexpr int kMessageOffset = kKinds + 2 * kWarps * 4;
-  static constexpr int kPlaces = kMessageOffset + kMessages * 8;  // of messages, then of P slots
-  static constexpr int kBarriers = kPlaces + (kTold ? (kMessages + 2) * 16 : 0);
+  static constexpr int kPlaces = kMessageOffset + kMessages * 8;  // of messages, of P slots, the producer's
+  static constexpr int kBarriers = kPlaces + (kTold ? (kMessages + 3) * 16 : 0);
 
   // Barriers, 8 bytes each.
   static constexpr int kRingFull = kBarriers;

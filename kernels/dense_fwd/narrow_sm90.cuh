@@ -129,7 +129,7 @@ class NarrowProducer {
       : launch_(launch), shared_(shared), policy_(keep_in_l2()) {}
 
   __device__ void run() {
-    if (lane() == 0) {
+    if (lane() == 0 && launch_.call.tot_kv > 0) {
       prefetch_map(launch_.q);
       prefetch_map(launch_.k);
       prefetch_map(launch_.v);
@@ -162,23 +162,11 @@ class NarrowProducer {
     send(NarrowWork{query, head, tile.rows, blocks, seen, tile.s_kv, 0});
     if (!__any_sync(~0u, blocks > 0)) return;
 
-    barrier_wait(shared_.base + Plan::kQEmpty, q_.empty_parity());
-    if (lane() == 0) {
-      const uint32_t full = shared_.base + Plan::kQFull;
-      barrier_expect(full, 2 * Plan::kSideBytes);
-#pragma unroll
-      for (int piece = 0; piece < 2 * Plan::kQTiles; ++piece) {
-        copy_box(shared_.base + Plan::kQ + piece * kTileBytes, launch_.q, piece % Plan::kQTiles * 64,
-                 static_cast<int>(query) + piece / Plan::kQTiles * 64, head, full, leave_l2_soon());
-      }
-    }
-    __syncwarp();
-    q_.advance();
-
     const int kv_head = head / (launch_.call.h_q / launch_.call.h_kv);
     const int first_key = static_cast<int>(tile.first_key);
     const int k_head = kv_head * launch_.k_heads, v_head = kv_head * launch_.v_heads;
-    copy_keys(first_key + (blocks - 1) * Plan::kN, k_head);
+    copy_keys(first_key + (blocks - 1) * Plan::kN, k_head);  // while Q of the tile before is still in use
+    copy_queries(static_cast<int>(query), head);
 #pragma unroll 1
     for (int block = blocks - 1; __any_sync(~0u, block >= 0); --block) {
       if (__any_sync(~0u, block > 0)) copy_keys(first_key + (block - 1) * Plan::kN, k_head);
@@ -187,6 +175,21 @@ class NarrowProducer {
       const bool cut = rows < Plan::kN && tile.first_key + tile.s_kv < launch_.call.tot_kv;
       copy_values(first_key + block * Plan::kN, v_head, __any_sync(~0u, cut) ? rows : Plan::kN);
     }
+  }
+
+  __device__ void copy_queries(int query, int head) {
+    barrier_wait(shared_.base + Plan::kQEmpty, q_.empty_parity());
+    if (lane() == 0) {
+      const uint32_t full = shared_.base + Plan::kQFull;
+      barrier_expect(full, 2 * Plan::kSideBytes);
+#pragma unroll
+      for (int piece = 0; piece < 2 * Plan::kQTiles; ++piece) {
+        copy_box(shared_.base + Plan::kQ + piece * kTileBytes, launch_.q, piece % Plan::kQTiles * 64,
+                 query + piece / Plan::kQTiles * 64, head, full, leave_l2_soon());
+      }
+    }
+    __syncwarp();
+    q_.advance();
   }
 
   __device__ void send(const NarrowWork& work) {
@@ -207,6 +210,7 @@ class NarrowProducer {
       copy_columns<Plan::kQTiles>(shared_.base + Plan::kK + k_.slot() * Plan::kKBytes, launch_.k, row, head, full);
     }
     __syncwarp();
+    if constexpr (kPlantedStage) barrier_wait(shared_.base + Plan::kKFull + k_.slot() * 8, k_.full_parity());
     k_.advance();
   }
 
@@ -238,6 +242,7 @@ class NarrowProducer {
       __syncwarp();
       if (lane() == 0) barrier_arrive(full);
     }
+    if constexpr (kPlantedStage) barrier_wait(full, v_.full_parity());
     v_.advance();
   }
 

@@ -90,6 +90,15 @@ void run(DenseFwdParams params, const Tensor& q, Tensor& out, Tensor& lse) {
   run_on_target(
       q, [&](CpuDtype dtype) { dense_fwd_cpu(params, dtype); },
       [&]([[maybe_unused]] const CudaCall& call) {
+#ifdef FLASH_DSA_SM90A
+        // A cap on shared memory stands for a smaller GPU, which has the portable target.
+        if (call.target == Target::kSm90a && shared_memory_limit(call.index) >= kSharedMemorySm90 &&
+            dense_fwd_sm90_serves(params)) {
+          Tensor next_tile = empty_on(q, {1}, ScalarType::Int);
+          params.next_tile = static_cast<uint32_t*>(next_tile.mutable_data_ptr());
+          return dense_fwd_sm90(params, call.stream);
+        }
+#endif
         require_sm80(call, check.op);
 #ifdef FLASH_DSA_SM80_ARCHS
         dense_fwd_sm80(params, shared_memory_limit(call.index), call.stream);

@@ -116,6 +116,7 @@ void launch_wide(const DenseFwdParams& params, CUstream_st* stream) {
   launch.call = params;
   launch.scale_log2 = params.softmax_scale * sm80::kLog2e;
   set_tiles<Plan>(launch);
+  if (launch.tiles == 0) return;
   const unsigned blocks = static_cast<unsigned>(multiprocessors(kName) / Plan::kCluster * Plan::kCluster);
   launch.q = tensor_map(queries_of(params), launch.tile_queries, launch.tile_heads, kName);
   // Without keys there is nothing to map, and nothing is copied.
@@ -151,7 +152,7 @@ void launch_wide(const DenseFwdParams& params, CUstream_st* stream) {
 bool dense_fwd_sm90_serves(const DenseFwdParams& params) {
   constexpr int64_t kMostTiles = (int64_t{1} << 31) - (1 << 16);  // and a number past the last for every SM
   return can_be_mapped(queries_of(params)) && can_be_mapped(keys_of(params)) && can_be_mapped(values_of(params)) &&
-         params.tot_q + params.batch < kMostTiles / params.h_q;
+         params.tot_q + 2 * int64_t{params.batch} < kMostTiles / params.h_q;
 }
 
 void dense_fwd_sm90(const DenseFwdParams& params, CUstream_st* stream) {

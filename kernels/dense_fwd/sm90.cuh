@@ -134,55 +134,59 @@ class DenseProducer {
     const int group = launch_.call.h_q / launch_.call.h_kv;
     const int first_head = chunk * launch_.chunk_heads + rank() * launch_.rank_heads;
     const int further = rank() * launch_.rank_queries;
-    const Place place{static_cast<int>(found.first_query) + found.start + further, kv_head * group + first_head,
-                      min(max(found.rows - further, 0), launch_.tile_queries),
-                      min(launch_.tile_heads, group - first_head)};
-    const int blocks = found.rows > 0 ? found.blocks(kN, launch_.call.causal) : 0;
-    const int first_key = static_cast<int>(found.first_key), keys = found.s_kv;
-    const int seen = launch_.call.causal ? keys - found.s_q + found.start + further + 1 : keys;
-    // Another sequence follows the keys of this one.
-    const bool followed = found.first_key + keys < launch_.call.tot_kv;
-#pragma unroll 1
-    for (int block = 0; __any_sync(~0u, block < blocks); ++block) {
-      const int done = block * kN;
-      send(static_cast<uint32_t>(seen - done), static_cast<uint32_t>(keys - done), place);
-      if (block == 0) copy_queries(place);
-      const int rows = followed ? min(keys - done, kN) : kN;
-      const int k_head = kv_head * launch_.k_heads;
-      copy_block(launch_.k, first_key + done, k_head, Plan::kSeparateValues ? kN : rows);
-      if constexpr (Plan::kHasRope) copy_rope(first_key + done, k_head, block);
-      if constexpr (Plan::kSeparateValues) {
-        copy_block(launch_.v, first_key + done, kv_head * launch_.v_heads, rows);
-      }
-      if (block == 0) copy_last_queries(place);
+    if (lane() == 0) {
+      place() = {static_cast<int>(found.first_query) + found.start + further, kv_head * group + first_head,
+                 min(max(found.rows - further, 0), launch_.tile_queries), min(launch_.tile_heads, group - first_head)};
     }
-    send(0, 0, place);
+    int blocks = found.rows > 0 ? found.blocks(kN, launch_.call.causal) : 0;
+    int row = static_cast<int>(found.first_key), keys = found.s_kv;  // of the next block, and all from there on
+    const int unseen = launch_.call.causal ? found.s_q - found.start - further - 1 : 0;  // of all, by the first query
+    // Another sequence follows the keys of this one.
+    const bool followed = row + keys < launch_.call.tot_kv;
+    bool first = true;
+#pragma unroll 1
+    for (; __any_sync(~0u, blocks > 0); --blocks) {
+      send(static_cast<uint32_t>(keys - unseen), static_cast<uint32_t>(keys));
+      if (first) copy_queries();
+      const int rows = followed ? min(keys, kN) : kN;
+      copy_block(launch_.k, row, kv_head * launch_.k_heads, Plan::kSeparateValues ? kN : rows);
+      if constexpr (Plan::kHasRope) copy_rope(row, kv_head * launch_.k_heads);
+      if constexpr (Plan::kSeparateValues) copy_block(launch_.v, row, kv_head * launch_.v_heads, rows);
+      if (first) copy_last_queries();
+      first = false;
+      row += kN;
+      keys -= kN;
+    }
+    send(0, 0);
   }
 
-  __device__ void send(uint32_t seen, uint32_t keys, const Place& place) {
+  __device__ void send(uint32_t seen, uint32_t keys) {
     const int slot = message_.slot();
     barrier_wait(shared_.base + Plan::kMessageEmpty + slot * 8, message_.empty_parity());
     if (lane() == 0) {
       reinterpret_cast<uint2*>(shared_.memory + Plan::kMessageOffset)[slot] = make_uint2(seen, keys);
-      if (keys == 0) shared_.places(Plan::kPlaces)[slot] = place;
+      if (keys == 0) shared_.places(Plan::kPlaces)[slot] = place();
       barrier_arrive(shared_.base + Plan::kMessageFull + slot * 8);
     }
     __syncwarp();
     message_.advance();
   }
 
+  // The tile's, known to lane 0: registers are few.
+  __device__ Place& place() const { return shared_.places(Plan::kPlaces)[kMessages + 2]; }
+
   // 64 columns of the tile's queries.
-  __device__ void copy_query_box(uint32_t destination, int column, const Place& place, uint32_t full) const {
+  __device__ void copy_query_box(uint32_t destination, int column, uint32_t full) const {
     const bool by_head = launch_.tile_heads > 1;  // how the box was made (tensor_map.h)
-    copy_box(destination, launch_.q, column, by_head ? place.head : place.query, by_head ? place.query : place.head,
-             full, leave_l2_soon());
+    copy_box(destination, launch_.q, column, by_head ? place().head : place().query,
+             by_head ? place().query : place().head, full, leave_l2_soon());
   }
 
   __device__ int query_box_bytes() const { return launch_.tile_heads * launch_.tile_queries * 128; }
 
   // The quarters of Q that become registers travel through the ring; they are not shared. Rows of a box that is not
   // whole keep what was there: their results are not stored.
-  __device__ void copy_queries(const Place& place) {
+  __device__ void copy_queries() {
 #pragma unroll 1
     for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
       barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
@@ -190,8 +194,8 @@ class DenseProducer {
         const uint32_t full = shared_.base + Plan::kRingFull + ring_.slot() * 8;
         const uint32_t destination = shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes;
         barrier_expect(full, 2 * query_box_bytes());
-        copy_query_box(destination, first_column(quarter), place, full);
-        copy_query_box(destination + kTileBytes, first_column(quarter) + 64, place, full);
+        copy_query_box(destination, first_column(quarter), full);
+        copy_query_box(destination + kTileBytes, first_column(quarter) + 64, full);
       }
       __syncwarp();
       ring_.advance();
@@ -199,7 +203,7 @@ class DenseProducer {
   }
 
   // The rest of Q stays in shared memory until the scores of the tile's last block are there.
-  __device__ void copy_last_queries(const Place& place) {
+  __device__ void copy_last_queries() {
     barrier_wait(shared_.base + Plan::kQEmpty, q_.empty_parity());
     if (lane() == 0) {
       constexpr int kBoxes = Plan::kHasRope ? 3 : 2;
@@ -208,7 +212,7 @@ class DenseProducer {
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
         const int column = box < 2 ? first_column(kRegisterQuarters) + box * 64 : 512;
-        copy_query_box(shared_.base + Plan::kQ + box * kTileBytes, column, place, full);
+        copy_query_box(shared_.base + Plan::kQ + box * kTileBytes, column, full);
       }
     }
     __syncwarp();
@@ -226,14 +230,14 @@ class DenseProducer {
       const uint32_t landed = cut ? shared_.base + Plan::kTail : full;
       const int offset = Plan::kRingOffset + slot * kQuarterBytes;
       if (lane() == 0) {
+        const uint32_t destination = shared_.base + offset;
         barrier_expect(landed, kQuarterBytes);
-        if constexpr (Plan::kCluster == 1) {
-          copy_box(shared_.base + offset, map, first_column(quarter), row, head, landed, keep_in_l2());
-          copy_box(shared_.base + offset + kTileBytes, map, first_column(quarter) + 64, row, head, landed,
-                   keep_in_l2());
+        if (Plan::kCluster == 1 || cut) {  // the tail barrier takes no bytes of others: they could be a quarter ahead
+          copy_box(destination, map, first_column(quarter), row, head, landed, keep_in_l2());
+          copy_box(destination + kTileBytes, map, first_column(quarter) + 64, row, head, landed, keep_in_l2());
         } else {
-          copy_box_to_all(shared_.base + offset + rank() * kTileBytes, map, first_column(quarter) + rank() * 64, row,
-                          head, landed, kEveryone, keep_in_l2());
+          copy_box_to_all(destination + rank() * kTileBytes, map, first_column(quarter) + rank() * 64, row, head, full,
+                          kEveryone, keep_in_l2());
         }
       }
       __syncwarp();
@@ -243,6 +247,7 @@ class DenseProducer {
         clear(offset, rows);
         if (lane() == 0) barrier_arrive(full);
       }
+      if constexpr (kPlantedStage) barrier_wait(full, ring_.full_parity());
       ring_.advance();
     }
   }
@@ -258,14 +263,14 @@ class DenseProducer {
     __syncwarp();
   }
 
-  __device__ void copy_rope(int row, int head, int block) {
+  __device__ void copy_rope(int row, int head) {
     barrier_wait(shared_.base + Plan::kRopeEmpty, rope_.empty_parity());
     if (lane() == 0) {
       const uint32_t full = shared_.base + Plan::kRopeFull;
       barrier_expect(full, kTileBytes);
       if constexpr (Plan::kCluster == 1) {
         copy_box(shared_.base + Plan::kRope, launch_.k, 512, row, head, full, keep_in_l2());
-      } else if (block % Plan::kCluster == rank()) {
+      } else if (rope_.full_parity() == cluster_rank()) {
         copy_box_to_all(shared_.base + Plan::kRope, launch_.k, 512, row, head, full, kEveryone, keep_in_l2());
       }
     }
