@@ -75,7 +75,7 @@ def target_of(device: torch.device | str) -> str:
         device: a CPU or CUDA device; a CUDA device without an index means the current one.
 
     Returns:
-        ``"cpu"``, ``"sm80"`` or ``"sm90a"``: the best one; an op that has no kernel for it runs on ``"sm80"``.
+        ``"cpu"``, ``"sm80"`` or ``"sm90a"``: the best one; calls it has no kernel for run on ``"sm80"``.
 
     Raises:
         NotImplementedError: nothing compiled serves the device, or torch does not reach it; says why, and what was

@@ -358,7 +358,7 @@ def test_each_source_is_compiled_for_its_own_target_alone(
     monkeypatch.setattr(build.Plan, "folder", tmp_path)
     rules = build.ninja_file(plan, [], []).split("\n\n")
     device = [rule for rule in rules if ": nvcc " in rule]
-    assert len(device) == 3 and all(("sm90.cu" in rule) == ("sm_90a" in rule) for rule in device)
+    assert len(device) == 4 and all(("sm90.cu" in rule) == ("sm_90a" in rule) for rule in device)
     assert all("sm80.cu" in rule or "sm90.cu" in rule for rule in device)
     host = [rule for rule in rules if ": cxx " in rule]
     assert not any("march=native" in rule for rule in rules)

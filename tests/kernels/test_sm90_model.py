@@ -1,21 +1,23 @@
 """The SM90 kernel's layouts and barrier protocol, modelled: what can be checked without a GPU.
 
-The models restate kernels/sparse_fwd/sm90.cuh in Python, one function for each of its steps; ring sizes and the like
-come from the header. Layouts of wgmma operands are restated from the PTX ISA, independently of what writes them.
+The models restate kernels/sparse_fwd/sm90.cuh and kernels/wide_sm90.cuh in Python, one function for each of their
+steps; ring sizes and the like come from the headers.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sm90_model import TILE, Barrier, Cursor, Warp, a_fragment, accumulator, k_major, mn_major, swizzled
 
-HEADER = (Path(__file__).resolve().parents[2] / "kernels" / "sparse_fwd" / "sm90.cuh").read_text()
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+HEADER = (KERNELS / "wide_sm90.cuh").read_text()
 
 
 def constant(pattern: str) -> list[int]:
@@ -29,7 +31,6 @@ RINGS = dict(zip((576, 512), constant(r"kRing = kHasRope \? (\d+) : (\d+);"), st
 (MESSAGES,) = constant(r"kMessages = (\d+);")
 (LANDED,) = constant(r"kLandedQuarter = (\d+);")
 SLACK = 8.0
-TILE = 64 * 128  # bytes
 M = N = 64
 
 
@@ -37,46 +38,7 @@ def first_column(quarter: int) -> int:
     return quarter % 2 * 256 + quarter // 2 * 128
 
 
-# ---- Layouts. Memory is a tensor of bf16 by address / 2; addresses are bytes.
-
-
-def swizzled(row: int, chunk: int) -> int:
-    """As the copies and the softmax place 16-byte chunks."""
-    return row * 128 + ((chunk ^ (row & 7)) << 4)
-
-
-def as_wgmma_reads(address: int) -> int:
-    """The 128-byte swizzle of a descriptor: address bits 4 to 6 are XORed with bits 7 to 9."""
-    return address ^ ((address >> 7 & 7) << 4)
-
-
-def k_major(memory: torch.Tensor, start: int, rows: int) -> torch.Tensor:
-    """[rows, 16]: eight-row groups 1024 bytes apart, rows 128 bytes apart within."""
-    at = [[as_wgmma_reads(start + r // 8 * 1024 + r % 8 * 128 + 2 * k) // 2 for k in range(16)] for r in range(rows)]
-    return memory[torch.tensor(at)]
-
-
-def mn_major(memory: torch.Tensor, start: int, columns: int) -> torch.Tensor:
-    """[16, columns]: 64 columns further is `leading`, eight k further `stride`, a k within is 128 bytes."""
-    leading, stride = TILE, 1024
-    at = [
-        [
-            as_wgmma_reads(start + n // 64 * leading + k // 8 * stride + k % 8 * 128 + n % 64 * 2) // 2
-            for n in range(columns)
-        ]
-        for k in range(16)
-    ]
-    return memory[torch.tensor(at)]
-
-
-def accumulator(lane: int, warp: int, j: int, h: int, i: int) -> tuple[int, int]:
-    """Row and column of d[4 j + 2 h + i] of an m64 accumulator."""
-    return 16 * warp + lane // 4 + 8 * h, 8 * j + 2 * (lane % 4) + i
-
-
-def a_fragment(lane: int, warp: int, register: int, i: int) -> tuple[int, int]:
-    """Row and k of half i of register 0..3 of an m64k16 operand in registers."""
-    return 16 * warp + lane // 4 + 8 * (register % 2), 2 * (lane % 4) + 8 * (register // 2) + i
+# ---- Layouts.
 
 
 def gather(memory: torch.Tensor, tile: int, rows: torch.Tensor) -> None:
@@ -218,53 +180,6 @@ def test_a_tile_computed_through_the_layouts(d_qk: int) -> None:
 
 
 # ---- Protocol. Warps are generators that yield when they wait; a scheduler runs them in random order.
-
-
-class Cursor:
-    def __init__(self, slots: int) -> None:
-        self.slots, self.use = slots, 0
-
-    @property
-    def slot(self) -> int:
-        return self.use if self.use < self.slots else self.use - self.slots
-
-    @property
-    def full(self) -> int:
-        return 0 if self.use < self.slots else 1
-
-    @property
-    def empty(self) -> int:
-        return 1 - self.full
-
-    def advance(self, by: int = 1) -> None:
-        self.use += by
-        if self.use >= 2 * self.slots:
-            self.use -= 2 * self.slots
-
-    def after(self, by: int) -> Cursor:
-        later = Cursor(self.slots)
-        later.use = self.use
-        later.advance(by)
-        return later
-
-
-class Barrier:
-    """An mbarrier: a phase ends with its last arrival; a parity is done when the phase before the current has it."""
-
-    def __init__(self, arrivals: int) -> None:
-        self.arrivals, self.left, self.phase = arrivals, arrivals, 0
-
-    def arrive(self, count: int = 1) -> None:
-        assert count <= self.left, "more arrivals than a phase has: someone is a round ahead"
-        self.left -= count
-        if self.left == 0:
-            self.left, self.phase = self.arrivals, self.phase + 1
-
-    def done(self, parity: int) -> bool:
-        return (self.phase - 1) % 2 == parity
-
-
-Warp = Iterator[Callable[[], bool]]
 
 
 class Simulation:
