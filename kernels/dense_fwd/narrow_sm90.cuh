@@ -27,8 +27,8 @@
 //   q        128 queries, tiles of 64 rows x 64 columns                | 49152  | 32768
 //   k        kStages blocks of 128 keys, tiles of kN rows x 64 columns | 98304  | 98304
 //   v        kStages blocks of 128 keys, the same                      | 65536  | 98304
-//   work     two descriptions of a tile; barriers                      | 176    | 208
-//   sum                                                                | 213168 | 229584
+//   work     two descriptions of a tile; barriers                      | 184    | 216
+//   sum                                                                | 213176 | 229592
 // Rows of a tile are 128 bytes with the 128-byte swizzle, which TMA writes and wgmma reads.
 //
 // Barriers. A slot's pair is full / empty; parities come from a Cursor that every role advances alike.
