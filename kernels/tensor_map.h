@@ -20,9 +20,11 @@ struct MappedTensor {
 };
 
 // Strides are multiples of 16 bytes (op.cpp) and have to be below 2^40. A stride of a dimension of one is of no use and
-// may be anything; rows or heads that all lie in one place are not for TMA.
+// may be anything; rows or heads that overlap are not for TMA.
 inline bool can_be_mapped(const MappedTensor& tensor) {
-  const auto fits = [](int64_t size, int64_t stride) { return size <= 1 || (stride > 0 && stride < int64_t{1} << 38); };
+  const auto fits = [&](int64_t size, int64_t stride) {
+    return size <= 1 || (stride >= tensor.columns && stride < int64_t{1} << 38);
+  };
   return fits(tensor.rows, tensor.row_stride) && fits(tensor.heads, tensor.head_stride);
 }
 

@@ -74,7 +74,7 @@ struct WidePlan {
 
 // A tile, where it is told.
 struct Place {
-  int query, head;  // row of q and its head that row 0 of the tile is
+  int query, head;     // row of q and its head that row 0 of the tile is
   int queries, heads;  // that exist, from there on
 };
 

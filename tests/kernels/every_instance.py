@@ -26,6 +26,8 @@ def main() -> None:
         for head_dims in ((192, 128), (128, 128), (576, 512)):
             for causal in (False, True):
                 dense_call(cuda, [5, 0, 70], [140, 9, 70], 2, 1, head_dims, causal=causal).run()
+        for h_q in (2, 20, 130):  # values in the keys; of tiles of queries, of heads, of two in a cluster
+            dense_call(cuda, [5, 0, 70], [140, 9, 70], h_q, 1, (576, 512), causal=True, values_in_keys=True).run()
     torch.cuda.synchronize()
     print("every instance ran")
 

@@ -41,6 +41,41 @@ def test_values_may_live_in_the_keys(device: torch.device, causal: bool) -> None
     dense_call(device, [40, 30], [90, 133], 16, 1, (576, 512), causal=causal, values_in_keys=True).check()
 
 
+@pytest.mark.parametrize("values_in_keys", [False, True])
+@pytest.mark.parametrize(("h_q", "h_kv"), [(3, 3), (12, 4), (48, 1), (65, 1), (96, 1), (128, 1), (192, 1), (200, 2)])
+def test_any_number_of_heads_per_key_head(device: torch.device, h_q: int, h_kv: int, values_in_keys: bool) -> None:
+    call = dense_call(
+        device, [9, 0, 3, 40], [30, 5, 70, 40], h_q, h_kv, (576, 512), causal=True, values_in_keys=values_in_keys
+    )
+    if values_in_keys:  # in place: V of the usual deviation, and the same scores
+        call.k.mul_(1 / 3)
+        call.q.mul_(3)
+    call.check()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_nan_of_another_sequence_stays_there(device: torch.device, head_dims: tuple[int, int], causal: bool) -> None:
+    """A tile that ends within a block of keys reads, or could read, those of the next sequence."""
+    for values_in_keys in (False, True) if head_dims == (576, 512) else (False,):
+        call = dense_call(
+            device, [40, 6, 150], [75, 9, 150], 4, 2, head_dims, causal=causal, values_in_keys=values_in_keys
+        )
+        tensor = call.k if values_in_keys else call.v
+        tensor[75:84] = float("nan")
+        rows = torch.tensor([*range(40), *range(46, 196)], device=device)
+        for name, actual, expected in zip(("out", "lse"), call.run(), call.expected(), strict=True):
+            assert not actual[rows].isnan().any()
+            assert_right("dense_fwd", name, actual[rows], expected[rows])
+
+
+@pytest.mark.parametrize("head_dims", HEAD_DIMS)
+def test_keys_of_one_head_may_be_expanded(device: torch.device, head_dims: tuple[int, int]) -> None:
+    call = dense_call(device, [70, 9], [50, 80], 4, 4, head_dims, causal=True)
+    call.k, call.v = call.k[:, :1].expand_as(call.k), call.v[:, :1].expand_as(call.v)
+    call.check()
+
+
 @pytest.mark.parametrize("head_dims", HEAD_DIMS)
 def test_float32_on_the_cpu(head_dims: tuple[int, int]) -> None:
     cpu = torch.device("cpu")
