@@ -17,6 +17,7 @@ constexpr int kQuarters = 4;          // of a block of keys, 128 columns each
 constexpr int kRegisterQuarters = 3;  // whose Q is in registers: 96 of them
 constexpr int kMessages = 4;
 constexpr int kBlock = 0, kRescaled = 1, kEnd = 2;  // what a P slot holds
+constexpr int kLast = 4;                            // with the first two, where kSeparateValues: the tile's last block
 // P is held back where this quarter of the next block is there. With a later one it would hardly ever be: its slot is
 // one that only an earlier PV frees.
 constexpr int kLandedQuarter = 1;
@@ -28,8 +29,9 @@ __host__ __device__ constexpr int first_column(int quarter) { return quarter % 2
 
 // What is known of a plan when it is compiled. An op derives its Plan from it and adds
 //   Launch               of which Scores and Values need: tiles, scale_log2, place(tile), finish_row(), output_row()
-//   mask()               how a message hides scores
-// kSeparateValues: V is not in K's storage: its quarters follow those of K in the ring, which scores frees.
+//   mask(), last()       how a message hides scores; kLast or 0
+// kSeparateValues: V is not in K's storage. Its quarters are in the ring, too, each block's behind the keys of the next
+// block if there is one; scores frees keys, left and right free values.
 // kTold: what a tile is travels with its end, as a Place, instead of being worked out from its number.
 // kCluster: blocks of threads that take tiles of the same keys side by side, and get each other's copies.
 // kCopyArrivals, kSenders: arrivals at a barrier for copies, and at one for messages.
@@ -148,7 +150,7 @@ class Scores {
       wgmma_wait<0>();
       pin(score);
       if constexpr (Plan::kHasRope) shared_.release<Plan::kCluster>(Plan::kRopeEmpty);
-      if constexpr (Plan::kSeparateValues) keys_read();
+      if constexpr (Plan::kSeparateValues) keys_read(first);
       if (last && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
       message_read();
       softmax(score, mask, first);
@@ -165,6 +167,7 @@ class Scores {
     if (first) begin(tile);
     if constexpr (Plan::kTold) place_ = shared_.places(Plan::kPlaces)[message_.slot()];
     message_read();
+    if (Plan::kSeparateValues && !first) ring_.advance(kQuarters);  // values of the last block
   }
 
   // Whether a message that is there announces a block, and not the end of a tile.
@@ -173,15 +176,15 @@ class Scores {
     return __any_sync(~0u, (mask.x | mask.y) != 0);
   }
 
-  // The quarters before ring_ hold keys alone; those of their values follow.
-  __device__ void keys_read() {
+  // Frees the keys that have been multiplied; values of the block before, if any, follow them.
+  __device__ void keys_read(bool first) {
     Cursor<Plan::kRing> read = keys_;
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       shared_.release<Plan::kCluster>(Plan::kRingEmpty + read.slot() * 8);
       read.advance();
     }
-    ring_.advance(kQuarters);
+    if (!first) ring_.advance(kQuarters);
   }
 
   // Waits for the next message; whether it is a block.
@@ -290,7 +293,7 @@ class Scores {
       move_references(highest);
       write_p(score, sums);
     }
-    if (lane() == 0) kinds()[thread() / kWarp] = grown ? kRescaled : kBlock;
+    if (lane() == 0) kinds()[thread() / kWarp] = (grown ? kRescaled : kBlock) | Plan::last(mask);
 #pragma unroll
     for (int h = 0; h < 2; ++h) sum_[h] = planted_spill(sum_[h] + sums[h]);
     planted_sync(1, kWarpgroup);
@@ -424,8 +427,12 @@ class Values {
       bool first = true;
       for (int kind = next(); !__any_sync(~0u, kind == kEnd); kind = next()) {
         if (first) ring_.advance(kRegisterQuarters);  // Q
+        if constexpr (Plan::kSeparateValues) {
+          if (first) ring_.advance(kQuarters);                           // keys of this block
+          if (!__any_sync(~0u, kind & kLast)) ring_.advance(kQuarters);  // and of the next
+        }
         first = false;
-        if (__any_sync(~0u, kind == kRescaled)) rescale();
+        if (__any_sync(~0u, (kind & ~kLast) == kRescaled)) rescale();
         multiply();
       }
       finish(tile);
@@ -452,7 +459,6 @@ class Values {
   }
 
   __device__ void multiply() {
-    if constexpr (Plan::kSeparateValues) ring_.advance(kQuarters);  // keys
     const uint64_t p = k_major(shared_.base + Plan::kP + p_.slot() * kTileBytes);
     const auto first = ring_.after(side_), second = ring_.after(side_ + 2);
     await(first);

@@ -8,8 +8,9 @@
 //     sequence which another one follows (narrow_sm90.cuh says why);
 //   - a message is how many keys of its block the tile's first query sees, and how many there are; the end of a tile
 //     carries what the tile is, for the lse and the output;
-//   - V in K's storage is not loaded again. Otherwise (kSeparateValues) the four quarters of V follow those of K in the
-//     ring: scores frees K, left and right wait for V and free it;
+//   - V in K's storage is not loaded again. Otherwise (kSeparateValues) V has quarters of its own in the ring, in the
+//     order K0 K1 V0 K2 V1 .. V of the last block: scores frees K, left and right wait for V and free it. A message says
+//     which block is the last, and P slots pass it on;
 //   - a cluster of two blocks of threads takes tiles of the same keys, and each copies half of them to both
 //   (multicast):
 //     with one key head 64 of 128 heads each, otherwise 64 of 128 queries. Both then see the same blocks, those of the
@@ -91,9 +92,13 @@ template <bool kSeparateValues, int kCluster>
 struct DensePlan : WidePlan<576, kSeparateValues, true, kCluster> {
   using Launch = DenseLaunch;
 
-  // `message`: keys of the block below which the tile's first query sees, and those of the sequence.
+  // Of a message: the tile's last block. The other bits count keys.
+  static constexpr uint32_t kLastBit = 1u << 31;
+  __device__ static int last(uint2 message) { return kSeparateValues && (message.y & kLastBit) != 0 ? kLast : 0; }
+
+  // `message`: how many keys from the block's first on the tile's first query sees, and how many there are.
   __device__ static void mask(const DenseLaunch& launch, float (&score)[32], uint2 message) {
-    const int seen = static_cast<int>(message.x), keys = static_cast<int>(message.y);
+    const int seen = static_cast<int>(message.x), keys = static_cast<int>(message.y & ~kLastBit);
     if (min(seen, keys) >= kN) return;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -146,13 +151,17 @@ class DenseProducer {
     bool first = true;
 #pragma unroll 1
     for (; __any_sync(~0u, blocks > 0); --blocks) {
-      send(static_cast<uint32_t>(keys - unseen), static_cast<uint32_t>(keys));
+      send(static_cast<uint32_t>(keys - unseen), static_cast<uint32_t>(keys) | (blocks == 1 ? Plan::kLastBit : 0));
       if (first) copy_queries();
       const int rows = followed ? min(keys, kN) : kN;
       copy_block(launch_.k, row, kv_head * launch_.k_heads, Plan::kSeparateValues ? kN : rows);
+      // Values come behind the keys of the next block: these are needed first, and their places are free first.
+      if (Plan::kSeparateValues && !first) copy_block(launch_.v, row - kN, kv_head * launch_.v_heads, kN);
       if constexpr (Plan::kHasRope) copy_rope(row, kv_head * launch_.k_heads);
-      if constexpr (Plan::kSeparateValues) copy_block(launch_.v, row, kv_head * launch_.v_heads, rows);
       if (first) copy_last_queries();
+      if (Plan::kSeparateValues && __any_sync(~0u, blocks == 1)) {
+        copy_block(launch_.v, row, kv_head * launch_.v_heads, rows);
+      }
       first = false;
       row += kN;
       keys -= kN;

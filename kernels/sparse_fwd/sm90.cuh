@@ -104,6 +104,8 @@ template <int kDqk>
 struct Plan : WidePlan<kDqk> {
   using Launch = flash_dsa::sm90::Launch;
 
+  __device__ static int last(uint2) { return 0; }
+
   // `mask` has a bit for every slot of a block.
   __device__ static void mask(const Launch&, float (&score)[32], uint2 mask) {
     if ((mask.x & mask.y) != ~0u) {

@@ -592,6 +592,9 @@ class WideBlock:
                         yield from quarter((tile, "queries", self.rank, number), False)
                 for number in range(4):
                     yield from quarter((tile, block, "k", number), True, cut and not self.all.separate)
+                if self.all.separate and block > 0:
+                    for number in range(4):
+                        yield from quarter((tile, block - 1, "v", number), True)
                 parity = rope.empty
                 yield lambda p=parity: self.rope_empty.done(p)
                 self.rope_full.expect(1)
@@ -604,9 +607,6 @@ class WideBlock:
 
                         self.all.flying.append(land)
                 rope.advance()
-                if self.all.separate:
-                    for number in range(4):
-                        yield from quarter((tile, block, "v", number), True, cut)
                 if block == 0:
                     parity = q.empty
                     yield lambda p=parity: self.q_empty.done(p)
@@ -618,6 +618,9 @@ class WideBlock:
 
                     self.all.flying.append(land_queries)
                     q.advance()
+                if self.all.separate and block == blocks - 1:
+                    for number in range(4):
+                        yield from quarter((tile, block, "v", number), True, cut)
             yield from send("end")
 
     def scores(self, warp: int) -> Warp:
@@ -668,7 +671,8 @@ class WideBlock:
                 if self.all.separate:
                     for slot in slots:
                         self.release("ring_empty", slot)
-                    ring.advance(4)
+                    if block > 0:
+                        ring.advance(4)
                 message_read()
                 self.p[p_slot][warp] = (tile, block)
                 p.advance()
@@ -681,6 +685,8 @@ class WideBlock:
             message_read()
             if blocks:
                 self.q_empty.arrive()
+                if self.all.separate:
+                    ring.advance(4)
             p_slot, parity = p.slot, p.empty
             yield lambda s=p_slot, x=parity: self.p_empty[s].done(x)
             self.p[p_slot][warp] = (tile, "end")
@@ -698,7 +704,7 @@ class WideBlock:
                     ring.advance(REGISTER_QUARTERS)
                 if block != "end":
                     if self.all.separate:
-                        ring.advance(4)
+                        ring.advance((4 if block == 0 else 0) + (4 if block != blocks - 1 else 0))
                     for number in (side, side + 2):
                         cursor = ring.after(number)
                         if self.all.separate:
