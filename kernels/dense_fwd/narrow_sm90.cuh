@@ -320,10 +320,12 @@ class NarrowConsumer {
     q_.advance();
     float score[kScores];
     uint32_t p[kSteps][4];
+    await_keys();
     start_scores(score);
     wgmma_wait<0>();
     scores_done(score, block);
     softmax(score, work, block);
+    if (__any_sync(~0u, block > 0)) await_keys();
     pack(p, score);
     while (__any_sync(~0u, block > 0)) {
       --block;
@@ -334,6 +336,11 @@ class NarrowConsumer {
       wgmma_wait<1>();
       scores_done(score, block);
       const bool grown = softmax(score, work, block);
+      // Here, so that the next turn does not wait for them; and as a branch: within one basic block ptxas 13.0 puts the
+      // exponentials behind the wait for O, beside which they are meant to run.
+      pin(score);
+      pin(sum_);
+      if (__any_sync(~0u, block > 0)) await_keys();
       wgmma_wait<0>();
       pin(score);  // P is made of them only now: the registers it goes to are in use until here
       values_done(p);
@@ -345,8 +352,9 @@ class NarrowConsumer {
     values_done(p);
   }
 
+  __device__ void await_keys() const { barrier_wait(shared_.base + Plan::kKFull + k_.slot() * 8, k_.full_parity()); }
+
   __device__ void start_scores(float (&score)[kScores]) {
-    barrier_wait(shared_.base + Plan::kKFull + k_.slot() * 8, k_.full_parity());
     pin(score);
     wgmma_begin();
     const uint64_t queries = k_major(shared_.base + Plan::kQ + side_ * Plan::kSideBytes);
@@ -443,20 +451,18 @@ class NarrowConsumer {
 
   // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
   __device__ float shift(int h) const { return __fmul_rn(reference_[h], scale_log2_); }
-  // Where nothing has been seen any score outgrows the reference.
-  __device__ bool outgrown(float highest, int h) const {
-    return highest != -sm80::kInfinity &&
-           (reference_[h] == -sm80::kInfinity || __fmul_rn(highest, scale_log2_) > shift(h) + kSlack);
-  }
+  // Any score outgrows a reference of -inf, where nothing has been seen; one of -inf, or NaN, outgrows none.
+  __device__ bool outgrown(float highest, int h) const { return __fmul_rn(highest, scale_log2_) > shift(h) + kSlack; }
 
   __device__ void move_references(const float (&highest)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float highest_of_row = sm80::row_max(highest[h]);
-      const bool moves = outgrown(highest_of_row, h), seen = reference_[h] != -sm80::kInfinity;
+      const bool moves = outgrown(highest_of_row, h);
       const float before = shift(h);
       reference_[h] = moves ? highest_of_row : reference_[h];
-      factor_[h] = moves && seen ? sm80::exp2_approx(__fsub_rn(before, shift(h))) : 1.0f;
+      const float factor = sm80::exp2_approx(__fsub_rn(before, shift(h)));  // 0 where nothing has been seen
+      factor_[h] = moves ? factor : 1.0f;
       sum_[h] *= factor_[h];
     }
   }

@@ -9,8 +9,8 @@
 //   - a message is how many keys of its block the tile's first query sees, and how many there are; the end of a tile
 //     carries what the tile is, for the lse and the output;
 //   - V in K's storage is not loaded again. Otherwise (kSeparateValues) V has quarters of its own in the ring, in the
-//     order K0 K1 V0 K2 V1 .. V of the last block: scores frees K, left and right wait for V and free it. A message says
-//     which block is the last, and P slots pass it on;
+//     order K0 K1 V0 K2 V1 .. V of the last block: scores frees K, left and right wait for V and free it. A message
+//     says which block is the last, and P slots pass it on;
 //   - a cluster of two blocks of threads takes tiles of the same keys, and each copies half of them to both
 //   (multicast):
 //     with one key head 64 of 128 heads each, otherwise 64 of 128 queries. Both then see the same blocks, those of the

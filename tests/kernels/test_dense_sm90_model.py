@@ -452,11 +452,11 @@ class NarrowSimulation(Machine):
             parity = at["q"].full
             yield lambda p=parity: self.q_full.done(p)
             at["q"].advance()
+            yield from wait("k")
             for block in range(blocks - 1, -1, -1):
                 first = block == blocks - 1
                 if not first:
                     yield from take_turn()
-                yield from wait("k")
                 check("k", 3, (tile, block))
                 if not first:
                     yield from wait("v")
@@ -467,6 +467,8 @@ class NarrowSimulation(Machine):
                 done("k", 3, (tile, block))
                 if block == 0:
                     self.q_empty.arrive()
+                if block > 0:
+                    yield from wait("k")
                 yield lambda: True  # softmax; O is there
                 if not first:
                     done("v", 2, (tile, block + 1))
