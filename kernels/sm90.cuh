@@ -23,6 +23,14 @@ __device__ inline uint32_t lane() { return threadIdx.x % kWarp; }
 // Of an accumulator: a lane has two rows of 64, this one and the eighth after it.
 __device__ inline int accumulator_row() { return static_cast<int>(thread() / kWarp * 16 + lane() / 4); }
 
+// An address in shared memory without what the compiler's has from bit 24 on: the number of the block in its cluster.
+// Of use where addresses are compared or become part of something else; instructions want them as they are.
+__device__ inline uint32_t in_window(uint32_t address) { return address & 0x3ffff; }
+
+// a / b to two units in the last place, 0 where b is past 2^126. The exact quotient has a call in it, for which
+// registers would have to be kept free.
+__device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
+
 // ---- mbarriers. `barrier` is an address in shared memory.
 
 __device__ inline void barrier_init(uint32_t barrier, int arrivals) {
@@ -97,7 +105,7 @@ constexpr int kWaitReports = 64;
 constexpr long long kWaitLimit = 1LL << 30;  // SM cycles, about 0.6 s
 static __device__ WaitReport* wait_reports;  // kWaitReports of them, pinned memory of the host
 static __device__ unsigned wait_reports_made;
-static __device__ uint32_t wait_base;  // where the kernel's shared memory begins
+static __device__ uint32_t wait_base;  // where the kernel's shared memory begins, in_window
 
 __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   const long long begun = clock64();
@@ -106,7 +114,7 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
     const unsigned slot = threadIdx.x % kWarp == 0 ? atomicAdd(&wait_reports_made, 1u) : kWaitReports;
     if (slot < kWaitReports) {
       volatile WaitReport* report = wait_reports + slot;
-      report->barrier = barrier - wait_base;
+      report->barrier = in_window(barrier) - wait_base;
       report->parity = parity;
       report->block = static_cast<int>(blockIdx.x);
       report->thread = static_cast<int>(threadIdx.x);
@@ -244,9 +252,6 @@ __device__ inline void copy_box_to_all(uint32_t destination, const CUtensorMap& 
 // bytes with the 128-byte swizzle (chunk of 16 bytes c of row r lies at chunk c ^ r % 8), on 1024 bytes.
 
 constexpr int kTileBytes = 64 * 128;
-
-// An address in shared memory without what the compiler's has from bit 24 on: the number of the block in its cluster.
-__device__ inline uint32_t in_window(uint32_t address) { return address & 0x3ffff; }
 
 // The address field of a descriptor.
 __device__ inline uint64_t descriptor_address(uint32_t address) { return in_window(address) >> 4; }

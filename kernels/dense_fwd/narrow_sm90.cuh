@@ -492,7 +492,7 @@ class NarrowConsumer {
     for (int h = 0; h < 2; ++h) {
       const float sum = sm80::row_sum(sum_[h]);
       const bool valid = row(h) < work.rows;
-      const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+      const float factor = sum == 0.0f ? 0.0f : quotient(1.0f, sum);
       if (lane() % 4 == 0 && valid) lse[row(h) * launch_.call.lse_stride_s] = log_sum_exp(sum, h);
       bf16* const at = out + row(h) * launch_.call.out_stride_s + lane() % 4 * sm80::kChunk;
 #pragma unroll
@@ -534,7 +534,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) dense_narrow_kernel(const _
   const NarrowShared shared{shared_memory, sm80::shared_address(shared_memory)};
   if (shared.base % 1024 != 0) __trap();  // descriptors would read another swizzle than TMA writes
 #ifdef FLASH_DSA_BOUNDED_WAIT
-  wait_base = shared.base;
+  wait_base = in_window(shared.base);
 #endif
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (threadIdx.x == 0) {

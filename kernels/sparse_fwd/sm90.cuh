@@ -82,13 +82,15 @@ struct Launch {
       // As finish_row of the portable target, but the sum is relative to the reference.
       max_logit = isnan(sum) && maximum != sm80::kInfinity ? sum : maximum * call.sm_scale;
       lse = max_logit == sm80::kInfinity ? sm80::kInfinity : reference * call.sm_scale + logf(sum);
-      factor = 1.0f / sum;
+      factor = quotient(1.0f, sum);
     }
     const int head = place.head + row;
     if (head < call.h_q) {
       call.max_logits[place.query * call.h_q + head] = max_logit;
       call.lse[place.query * call.h_q + head] = lse;
-      if (call.attn_sink != nullptr && factor != 0.0f) factor /= 1.0f + expf(__ldg(call.attn_sink + head) - lse);
+      if (call.attn_sink != nullptr && factor != 0.0f) {
+        factor = quotient(factor, 1.0f + expf(__ldg(call.attn_sink + head) - lse));
+      }
     }
     return factor;
   }
