@@ -26,6 +26,10 @@ constexpr int kQuarterBytes = 2 * kTileBytes;
 
 // First column of a quarter: left and right take turns.
 __host__ __device__ constexpr int first_column(int quarter) { return quarter % 2 * 256 + quarter / 2 * 128; }
+// Values of their own are in the ring as quarters 0, 1, 3, 2: of a place the quarter, and the other way round. A ring
+// of 11 puts the last where the first of the block before was; with both of one side, who waits for it has seen that
+// one land. The parity of a barrier tells a round from the one before alone.
+__host__ __device__ constexpr int value_quarter(int place) { return place ^ place >> 1; }
 
 // What is known of a plan when it is compiled. An op derives its Plan from it and adds
 //   Launch               of which Scores and Values need: tiles, scale_log2, place(tile), finish_row(), output_row()
@@ -134,6 +138,8 @@ class Scores {
     bool first = true, held = false;  // the P written last has not been handed over; each warp arrives for itself
     for (bool more = await_message(); more;) {
       if (first) load_queries();
+      // Its keys come to where values of the last block but one were, of which scores know only that PV is over.
+      if (Plan::kSeparateValues && first) await_p_slot();
       float score[32];
       multiply(score, first);
       // While the tensor cores are at it:
@@ -142,7 +148,7 @@ class Scores {
       const bool last = ahead && !is_block(coming.slot());
       const uint2 mask = this->mask();
       if (first) begin(tile);
-      barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+      await_p_slot();
       // P of the block before is handed over when only the last group is left: by the time left and right have seen it,
       // the tensor cores are free.
       wgmma_wait<1>();
@@ -358,6 +364,10 @@ class Scores {
     }
   }
 
+  __device__ void await_p_slot() const {
+    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+  }
+
   // Of the P slot being written, by warp.
   __device__ int* kinds() const { return reinterpret_cast<int*>(shared_.memory + Plan::kKinds) + p_.slot() * kWarps; }
 
@@ -375,7 +385,7 @@ class Scores {
 
   // Ends a tile, while the scores of the next are being computed: left and right are at its last blocks until then.
   __device__ void finish(uint32_t tile) {
-    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+    await_p_slot();
     const auto place = [&] {
       if constexpr (Plan::kTold) {
         return place_;
@@ -460,13 +470,17 @@ class Values {
 
   __device__ void multiply() {
     const uint64_t p = k_major(shared_.base + Plan::kP + p_.slot() * kTileBytes);
-    const auto first = ring_.after(side_), second = ring_.after(side_ + 2);
+    const auto first = ring_.after(side_);
+    const auto second = ring_.after(Plan::kSeparateValues ? value_quarter(side_ + 2) : side_ + 2);
     await(first);
-    await(second);
     pin(out_[0]);
     pin(out_[1]);
     wgmma_begin();
     multiply_quarter(out_[0], p, first.slot());
+    if constexpr (Plan::kSeparateValues) {
+      await(second);
+      wgmma_begin();
+    }
     multiply_quarter(out_[1], p, second.slot());
     wgmma_wait<1>();
     shared_.release<Plan::kCluster>(Plan::kRingEmpty + first.slot() * 8);
@@ -555,7 +569,7 @@ __device__ inline void run_roles(const typename Plan::Launch& launch, unsigned c
   // Descriptors would read another swizzle than the copies write, and copies would go astray (ring_place).
   if (shared.base % 1024 != 0 || in_window(shared.base) >= kTileBytes) __trap();
 #ifdef FLASH_DSA_BOUNDED_WAIT
-  wait_base = shared.base;
+  wait_base = in_window(shared.base);
 #endif
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (threadIdx.x == 0) {

@@ -65,35 +65,36 @@ def box(memory: torch.Tensor, start: int, rows: torch.Tensor) -> None:
 
 
 class Cursor:
+    """Where a role stands in a ring. What the kernel tests is the parity of `full` or `empty`: Barrier.done() makes
+    sure that a parity says as much as the round."""
+
     def __init__(self, slots: int) -> None:
         self.slots, self.use = slots, 0
 
     @property
     def slot(self) -> int:
-        return self.use if self.use < self.slots else self.use - self.slots
+        return self.use % self.slots
 
     @property
     def full(self) -> int:
-        return 0 if self.use < self.slots else 1
+        return self.use // self.slots
 
     @property
     def empty(self) -> int:
-        return 1 - self.full
+        return self.full - 1
 
     def advance(self, by: int = 1) -> None:
         self.use += by
-        if self.use >= 2 * self.slots:
-            self.use -= 2 * self.slots
 
     def after(self, by: int) -> Cursor:
         later = Cursor(self.slots)
-        later.use = self.use
-        later.advance(by)
+        later.use = self.use + by
         return later
 
 
 class Barrier:
-    """An mbarrier: a phase ends with its last arrival; a parity is done when the phase before the current has it."""
+    """An mbarrier: a phase ends with its last arrival. It can be asked for a phase only while that or the one before
+    is the last to have ended: of others its parity says the wrong thing."""
 
     def __init__(self, arrivals: int) -> None:
         self.arrivals, self.left, self.phase = arrivals, arrivals, 0
@@ -104,8 +105,9 @@ class Barrier:
         if self.left == 0:
             self.left, self.phase = self.arrivals, self.phase + 1
 
-    def done(self, parity: int) -> bool:
-        return (self.phase - 1) % 2 == parity
+    def done(self, phase: int) -> bool:
+        assert phase <= self.phase <= phase + 1, "the parity is that of another round"
+        return self.phase == phase + 1
 
 
 class ByteBarrier(Barrier):
@@ -152,19 +154,32 @@ Warp = Iterator[Callable[[], bool]]
 
 
 class Machine:
-    """Runs warps, and lands copies, in random order until all have ended."""
+    """Runs warps, and lands copies, in random order until all have ended. Some copies are late: they land only when
+    nothing else can happen."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.flying: list[Callable[[], None]] = []
+        self.late: list[Callable[[], None]] = []
+        self.lateness = self.random.choice([0.0, 0.1, 0.5])
+
+    def land(self) -> None:
+        """The next copy: of those that are in flight one by chance, and of the late ones the newest."""
+        if self.flying and self.random.random() < self.lateness:
+            self.late.append(self.flying.pop(self.random.randrange(len(self.flying))))
+        if self.flying:
+            self.flying.pop(self.random.randrange(len(self.flying)))()
 
     def run(self, warps: dict[str, Warp]) -> None:
         waiting: dict[str, tuple[Warp, Callable[[], bool]]] = {n: (warp, lambda: True) for n, warp in warps.items()}
         while waiting:
             ready = [name for name, (_, condition) in waiting.items() if condition()]
-            assert ready or self.flying, f"deadlock: {sorted(waiting)} wait"
+            assert ready or self.flying or self.late, f"deadlock: {sorted(waiting)} wait"
             if self.flying and (not ready or self.random.random() < 0.3):
-                self.flying.pop(self.random.randrange(len(self.flying)))()
+                self.land()
+                continue
+            if not ready:
+                self.late.pop()()
                 continue
             name = self.random.choice(ready)
             warp = waiting[name][0]
@@ -172,4 +187,4 @@ class Machine:
                 waiting[name] = (warp, next(warp))
             except StopIteration:
                 del waiting[name]
-        assert not self.flying
+        assert not self.flying and not self.late

@@ -10,11 +10,12 @@
 //     carries what the tile is, for the lse and the output;
 //   - V in K's storage is not loaded again. Otherwise (kSeparateValues) V has quarters of its own in the ring, in the
 //     order K0 K1 V0 K2 V1 .. V of the last block: scores frees K, left and right wait for V and free it. A message
-//     says which block is the last, and P slots pass it on;
-//   - a cluster of two blocks of threads takes tiles of the same keys, and each copies half of them to both
-//   (multicast):
-//     with one key head 64 of 128 heads each, otherwise 64 of 128 queries. Both then see the same blocks, those of the
-//     later queries, and use their rings alike.
+//     says which block is the last, and P slots pass it on. A quarter of V is seen by one side alone, so that a role
+//     may come to a slot whose round before it has not seen land: value_quarter() and a wait of scores at the start of
+//     a tile exclude it;
+//   - a cluster of two blocks of threads takes tiles of the same keys, and each copies half of them to both, by
+//     multicast: with one key head 64 of 128 heads each, otherwise 64 of 128 queries. Both then see the same blocks,
+//     those of the later queries, and use their rings alike.
 //
 // Roles, 512 threads: scores, left, right 160 registers, producer 32 (its first warp; the others wait for the end).
 //
@@ -23,7 +24,9 @@
 // Barriers that differ. Bytes: the barrier has one arrival of the producer and waits for the bytes of the copies.
 //   barrier        slots  arrivals                                        waits
 //   ring full      11     1 producer, and the bytes, from both producers  scores; of V left, right
-//   ring empty     11     4 warps of each block of the cluster            producer, before it copies to both
+//   ring empty     11     4 warps of each block of the cluster: left or   producer, before it copies to both
+//                         right, PV done; scores, Q in registers, and S
+//                         done where V is not in K's storage
 //   rope full      1      1 producer, and the bytes (one of the two       scores
 //                         copies, by turns)
 //   rope empty     1      4 warps of scores of each block                 producer
@@ -78,7 +81,7 @@ struct DenseLaunch {
     }
     const Row at = row_of(place, row);
     if (at.valid) call.lse[at.query * call.lse_stride_s + at.head * call.lse_stride_h] = lse;
-    return sum != 0.0f ? 1.0f / sum : 0.0f;
+    return sum != 0.0f ? quotient(1.0f, sum) : 0.0f;
   }
 
   __device__ bf16* output_row(const Place& place, int row) const {
@@ -149,18 +152,19 @@ class DenseProducer {
     // Another sequence follows the keys of this one.
     const bool followed = row + keys < launch_.call.tot_kv;
     bool first = true;
+    const auto more = [&] { return __any_sync(~0u, blocks > 0 || (Plan::kSeparateValues && !first && blocks == 0)); };
 #pragma unroll 1
-    for (; __any_sync(~0u, blocks > 0); --blocks) {
-      send(static_cast<uint32_t>(keys - unseen), static_cast<uint32_t>(keys) | (blocks == 1 ? Plan::kLastBit : 0));
-      if (first) copy_queries();
-      const int rows = followed ? min(keys, kN) : kN;
-      copy_block(launch_.k, row, kv_head * launch_.k_heads, Plan::kSeparateValues ? kN : rows);
+    for (; more(); --blocks) {
+      if (__any_sync(~0u, blocks > 0)) {
+        send(static_cast<uint32_t>(keys - unseen), static_cast<uint32_t>(keys) | (blocks == 1 ? Plan::kLastBit : 0));
+        if (first) copy_queries();
+        copy_block(launch_.k, 0, row, kv_head * launch_.k_heads, Plan::kSeparateValues || !followed ? kN : keys);
+        if constexpr (Plan::kHasRope) copy_rope(row, kv_head * launch_.k_heads);
+        if (first) copy_last_queries();
+      }
       // Values come behind the keys of the next block: these are needed first, and their places are free first.
-      if (Plan::kSeparateValues && !first) copy_block(launch_.v, row - kN, kv_head * launch_.v_heads, kN);
-      if constexpr (Plan::kHasRope) copy_rope(row, kv_head * launch_.k_heads);
-      if (first) copy_last_queries();
-      if (Plan::kSeparateValues && __any_sync(~0u, blocks == 1)) {
-        copy_block(launch_.v, row, kv_head * launch_.v_heads, rows);
+      if (Plan::kSeparateValues && !first) {
+        copy_block(launch_.v, 1, row - kN, kv_head * launch_.v_heads, followed ? keys + kN : kN);
       }
       first = false;
       row += kN;
@@ -228,10 +232,12 @@ class DenseProducer {
     q_.advance();
   }
 
-  // Four quarters of a block, whose rows from `rows` on become zeros.
-  __device__ void copy_block(const CUtensorMap& map, int row, int head, int rows) {
+  // Four quarters of a block, whose rows from `rows` on, if there are any, become zeros; of keys (value 0) or values
+  // (1).
+  __device__ void copy_block(const CUtensorMap& map, int value, int row, int head, int rows) {
 #pragma unroll 1
-    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+    for (int place = 0; place < kQuarters; ++place) {
+      const int column = first_column(place ^ place >> 1 & value);
       const int slot = ring_.slot();
       barrier_wait(shared_.base + Plan::kRingEmpty + slot * 8, ring_.empty_parity());
       const bool cut = __any_sync(~0u, rows < kN);
@@ -242,11 +248,11 @@ class DenseProducer {
         const uint32_t destination = shared_.base + offset;
         barrier_expect(landed, kQuarterBytes);
         if (Plan::kCluster == 1 || cut) {  // the tail barrier takes no bytes of others: they could be a quarter ahead
-          copy_box(destination, map, first_column(quarter), row, head, landed, keep_in_l2());
-          copy_box(destination + kTileBytes, map, first_column(quarter) + 64, row, head, landed, keep_in_l2());
+          copy_box(destination, map, column, row, head, landed, keep_in_l2());
+          copy_box(destination + kTileBytes, map, column + 64, row, head, landed, keep_in_l2());
         } else {
-          copy_box_to_all(destination + rank() * kTileBytes, map, first_column(quarter) + rank() * 64, row, head, full,
-                          kEveryone, keep_in_l2());
+          copy_box_to_all(destination + rank() * kTileBytes, map, column + rank() * 64, row, head, full, kEveryone,
+                          keep_in_l2());
         }
       }
       __syncwarp();
