@@ -143,6 +143,7 @@ class Scores {
       float score[32];
       multiply(score, first);
       // While the tensor cores are at it:
+      if (held) publish();
       const auto coming = message_.after(1);
       const bool ahead = there(shared_.base + Plan::kMessageFull + coming.slot() * 8, coming.full_parity());
       const bool last = ahead && !is_block(coming.slot());
@@ -161,12 +162,13 @@ class Scores {
       message_read();
       softmax(score, mask, first);
       first = false;
-      // Asked for here and used below, after the fence.
       const auto quarter = ring_.after(kLandedQuarter);
-      const bool landed = barrier_test(shared_.base + Plan::kRingFull + quarter.slot() * 8, quarter.full_parity());
-      written();
-      held = ahead && !last && __any_sync(~0u, landed);
-      if (!held) hand_over();
+      held = ahead && !last && there(shared_.base + Plan::kRingFull + quarter.slot() * 8, quarter.full_parity());
+      p_.advance();
+      if (!held) {
+        publish();
+        hand_over();
+      }
       more = ahead ? !last : await_message();
       if (!ahead && !more && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
     }
@@ -371,15 +373,16 @@ class Scores {
   // Of the P slot being written, by warp.
   __device__ int* kinds() const { return reinterpret_cast<int*>(shared_.memory + Plan::kKinds) + p_.slot() * kWarps; }
 
-  // This thread has written its part of the P slot; hand_over() tells the readers.
-  __device__ void written() {
+  // This warp's part of the P slot written last may be read. The fence waits for what has been stored: where P is held,
+  // that is beside the next scores.
+  __device__ void publish() const {
     proxy_fence();
-    p_.advance();
+    __syncwarp();
   }
 
-  __device__ void hand_over() {
-    __syncwarp();
-    const int slot = p_.slot() ^ 1;  // the one written last
+  // Tells the readers.
+  __device__ void hand_over() const {
+    const int slot = p_.slot() ^ 1;
     if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + slot * 8);
   }
 
@@ -404,7 +407,8 @@ class Scores {
       if (thread() == 0) shared_.places(Plan::kPlaces)[kMessages + p_.slot()] = place;
     }
     if (lane() == 0) kinds()[thread() / kWarp] = kEnd;
-    written();
+    p_.advance();
+    publish();
     hand_over();
   }
 
