@@ -284,22 +284,19 @@ class Scores {
     float sums[2];
     bool grown = true;
     if (!first) {
-      write_p(score, sums);
-      float highest[2];
-      maxima(score, highest);
+      write_p<true>(score, sums);
       bool beyond = false;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        maximum_[h] = fmaxf(maximum_[h], highest[h]);
-        beyond |= outgrown(h);
-      }
+      for (int h = 0; h < 2; ++h) beyond |= outgrown(h);
       grown = __any_sync(~0u, beyond);
     }
     if (grown) {
-      float highest[2];
-      maxima(score, highest);
-      move_references(highest);
-      write_p(score, sums);
+      if (first) {
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) see(score, j);
+      }
+      move_references();
+      write_p<false>(score, sums);
     }
     if (lane() == 0) kinds()[thread() / kWarp] = (grown ? kRescaled : kBlock) | Plan::last(mask);
 #pragma unroll
@@ -307,17 +304,12 @@ class Scores {
     planted_sync(1, kWarpgroup);
   }
 
-  // This lane's.
-  __device__ static void maxima(const float (&score)[32], float (&highest)[2]) {
+  // This lane's maxima, with columns from `j` to `j` + 1 of a block.
+  __device__ void see(const float (&score)[32], int j) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float pairs[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        pairs[j] = fmaxf(fmaxf(score[j * 8 + h * 2], score[j * 8 + h * 2 + 1]),
-                         fmaxf(score[j * 8 + 4 + h * 2], score[j * 8 + 5 + h * 2]));
-      }
-      highest[h] = fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
+      const float* const at = score + j * 4 + h * 2;
+      maximum_[h] = fmaxf(maximum_[h], fmaxf(fmaxf(at[0], at[1]), fmaxf(at[4], at[5])));
     }
   }
 
@@ -329,10 +321,10 @@ class Scores {
            (reference_[h] == -sm80::kInfinity || __fmul_rn(maximum_[h], launch_.scale_log2) > shift(h) + kSlack);
   }
 
-  __device__ void move_references(const float (&highest)[2]) {
+  __device__ void move_references() {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      maximum_[h] = sm80::row_max(fmaxf(maximum_[h], highest[h]));
+      maximum_[h] = sm80::row_max(maximum_[h]);
       const bool moves = outgrown(h), seen = reference_[h] != -sm80::kInfinity;
       const float before = shift(h);
       reference_[h] = moves ? maximum_[h] : reference_[h];
@@ -342,7 +334,9 @@ class Scores {
     }
   }
 
-  // P = exp2(S - reference) to the P slot, and this lane's part of the row sums.
+  // P = exp2(S - reference) to the P slot, and this lane's part of the row sums; where kSee, of the maxima, too: their
+  // instructions fit between the exponentials.
+  template <bool kSee>
   __device__ void write_p(const float (&score)[32], float (&sums)[2]) {
     float shifts[2];
 #pragma unroll
@@ -363,6 +357,7 @@ class Scores {
         words[i] = sm80::pack_bf16(p0, p1);
       }
       store_matrix_x4(p ^ (j * 16), words);
+      if constexpr (kSee) see(score, j);
     }
   }
 
