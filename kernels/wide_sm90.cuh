@@ -141,7 +141,7 @@ class Scores {
       // Its keys come to where values of the last block but one were, of which scores know only that PV is over.
       if (Plan::kSeparateValues && first) await_p_slot();
       float score[32];
-      multiply(score, first);
+      multiply(score, first, held);
       // While the tensor cores are at it:
       if (held) publish();
       const auto coming = message_.after(1);
@@ -162,8 +162,7 @@ class Scores {
       message_read();
       softmax(score, mask, first);
       first = false;
-      const auto quarter = ring_.after(kLandedQuarter);
-      held = ahead && !last && there(shared_.base + Plan::kRingFull + quarter.slot() * 8, quarter.full_parity());
+      held = ahead && !last && landed();
       p_.advance();
       if (!held) {
         publish();
@@ -238,8 +237,19 @@ class Scores {
     }
   }
 
-  // Starts S = Q K^T, in two groups.
-  __device__ void multiply(float (&score)[32], bool first) {
+  // Whether the quarters up to kLandedQuarter of the next block are there.
+  __device__ bool landed() const {
+    bool all = true;
+#pragma unroll
+    for (int quarter = 0; quarter <= kLandedQuarter; ++quarter) {
+      const auto at = ring_.after(quarter);
+      all &= barrier_test(shared_.base + Plan::kRingFull + at.slot() * 8, at.full_parity());
+    }
+    return __all_sync(~0u, all);
+  }
+
+  // Starts S = Q K^T, in two groups. `landed`: quarters up to kLandedQuarter need not be waited for.
+  __device__ void multiply(float (&score)[32], bool first, bool landed) {
     if constexpr (Plan::kSeparateValues) keys_ = ring_;
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
@@ -247,7 +257,9 @@ class Scores {
         barrier_wait(shared_.base + Plan::kQFull, last_q_.full_parity());
         last_q_.advance();
       }
-      barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+      if (quarter > kLandedQuarter || !landed) {
+        barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+      }
       wgmma_begin();
       const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
 #pragma unroll
