@@ -140,12 +140,22 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 template <int kSlots>
 class Cursor {
  public:
-  __device__ int slot() const { return use_ < kSlots ? use_ : use_ - kSlots; }
-  __device__ uint32_t full_parity() const { return use_ < kSlots ? 0 : 1; }
-  __device__ uint32_t empty_parity() const { return use_ < kSlots ? 1 : 0; }
+  __device__ int slot() const {
+    if constexpr (kPowerOfTwo) return use_ % kSlots;
+    return use_ < kSlots ? use_ : use_ - kSlots;
+  }
+  __device__ uint32_t full_parity() const {
+    if constexpr (kPowerOfTwo) return use_ / kSlots;
+    return use_ < kSlots ? 0 : 1;
+  }
+  __device__ uint32_t empty_parity() const { return full_parity() ^ 1; }
   __device__ void advance(int by = 1) {
     use_ += by;
-    if (use_ >= 2 * kSlots) use_ -= 2 * kSlots;
+    if constexpr (kPowerOfTwo) {
+      use_ %= 2 * kSlots;
+    } else if (use_ >= 2 * kSlots) {
+      use_ -= 2 * kSlots;
+    }
   }
   __device__ Cursor after(int by) const {
     Cursor later = *this;
@@ -154,7 +164,9 @@ class Cursor {
   }
 
  private:
-  int use_ = 0;  // the number of the use, modulo two rounds: one register
+  static constexpr bool kPowerOfTwo = (kSlots & (kSlots - 1)) == 0;
+
+  uint32_t use_ = 0;  // the number of the use, modulo two rounds: one register
 };
 
 // Part of a phase of barrier `id` among `threads` threads; those that wait for it call named_barrier.

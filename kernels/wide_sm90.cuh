@@ -32,7 +32,8 @@ __host__ __device__ constexpr int first_column(int quarter) { return quarter % 2
 __host__ __device__ constexpr int value_quarter(int place) { return place ^ place >> 1; }
 
 // What is known of a plan when it is compiled. An op derives its Plan from it and adds
-//   Launch               of which Scores and Values need: tiles, scale_log2, place(tile), finish_row(), output_row()
+//   Launch               of which Scores and Values need: tiles, scale_log2, slack, place(tile), finish_row(),
+//                        output_row()
 //   mask(), last()       how a message hides scores; kLast or 0
 // kSeparateValues: V is not in K's storage. Its quarters are in the ring, too, each block's behind the keys of the next
 // block if there is one; scores frees keys, left and right free values.
@@ -128,8 +129,8 @@ class Scores {
     if (tile != blockIdx.x) finish(tile - gridDim.x);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      maximum_[h] = reference_[h] = -sm80::kInfinity;
-      sum_[h] = 0.0f;
+      maximum_[h] = limit_[h] = -sm80::kInfinity;
+      reference_[h] = sum_[h] = 0.0f;
     }
   }
 
@@ -160,14 +161,13 @@ class Scores {
       if constexpr (Plan::kSeparateValues) keys_read(first);
       if (last && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
       message_read();
-      softmax(score, mask, first);
+      const bool landed = softmax(score, mask);
       first = false;
-      held = ahead && !last && landed();
       p_.advance();
-      if (!held) {
-        publish();
-        hand_over();
-      }
+      held = ahead && !last && landed;
+      if (held) continue;
+      publish();
+      hand_over();
       more = ahead ? !last : await_message();
       if (!ahead && !more && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
     }
@@ -289,73 +289,60 @@ class Scores {
   }
 
   // P and row sums. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row() + 8.
-  // P is made with the reference there is while the lanes look whether a score has outgrown it: hardly ever, but in a
-  // tile's first block. Then the warp moves its references and makes P again.
-  __device__ void softmax(float (&score)[32], uint2 mask, bool first) {
+  // Whether a score has outgrown its row's reference is asked by a vote: hardly ever, but in a tile's first block.
+  // Whether the next block has landed is asked on the way, so that the answer is there at the end.
+  __device__ bool softmax(float (&score)[32], uint2 mask) {
     Plan::mask(launch_, score, mask);
-    float sums[2];
-    bool grown = true;
-    if (!first) {
-      write_p<true>(score, sums);
-      bool beyond = false;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) beyond |= outgrown(h);
-      grown = __any_sync(~0u, beyond);
-    }
-    if (grown) {
-      if (first) {
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) see(score, j);
-      }
-      move_references();
-      write_p<false>(score, sums);
-    }
-    if (lane() == 0) kinds()[thread() / kWarp] = (grown ? kRescaled : kBlock) | Plan::last(mask);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) sum_[h] = planted_spill(sum_[h] + sums[h]);
-    planted_sync(1, kWarpgroup);
-  }
-
-  // This lane's maxima, with columns from `j` to `j` + 1 of a block.
-  __device__ void see(const float (&score)[32], int j) {
+    float highest[2];
+    bool beyond = false;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float* const at = score + j * 4 + h * 2;
-      maximum_[h] = fmaxf(maximum_[h], fmaxf(fmaxf(at[0], at[1]), fmaxf(at[4], at[5])));
+      highest[h] = this->highest(score, h);
+      maximum_[h] = fmaxf(maximum_[h], highest[h]);
+      beyond |= highest[h] > limit_[h];
     }
+    const bool grown = __any_sync(~0u, beyond);
+    if (grown) move_references(highest);
+    if (lane() == 0) kinds()[thread() / kWarp] = (grown ? kRescaled : kBlock) | Plan::last(mask);
+    const bool landed = write_p(score);
+    planted_sync(1, kWarpgroup);
+    return landed;
+  }
+
+  // This lane's.
+  __device__ static float highest(const float (&score)[32], int h) {
+    float pairs[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      pairs[j] = fmaxf(fmaxf(score[j * 8 + h * 2], score[j * 8 + h * 2 + 1]),
+                       fmaxf(score[j * 8 + 4 + h * 2], score[j * 8 + 5 + h * 2]));
+    }
+    return fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
   }
 
   // Products and differences stay apart, as everywhere: P and the factors then refer to the same rounded shift.
   __device__ float shift(int h) const { return __fmul_rn(reference_[h], launch_.scale_log2); }
-  // Where nothing has been seen any score outgrows the reference.
-  __device__ bool outgrown(int h) const {
-    return maximum_[h] != -sm80::kInfinity &&
-           (reference_[h] == -sm80::kInfinity || __fmul_rn(maximum_[h], launch_.scale_log2) > shift(h) + kSlack);
-  }
 
-  __device__ void move_references() {
+  __device__ void move_references(const float (&highest)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      maximum_[h] = sm80::row_max(maximum_[h]);
-      const bool moves = outgrown(h), seen = reference_[h] != -sm80::kInfinity;
-      const float before = shift(h);
-      reference_[h] = moves ? maximum_[h] : reference_[h];
+      const float highest_of_row = sm80::row_max(highest[h]), before = shift(h);
+      const bool moves = highest_of_row > limit_[h], seen = limit_[h] != -sm80::kInfinity;
+      if (moves) {
+        reference_[h] = highest_of_row;
+        limit_[h] = highest_of_row + launch_.slack;
+      }
       const float factor = moves && seen ? sm80::exp2_approx(__fsub_rn(before, shift(h))) : 1.0f;
       sum_[h] *= factor;
       if (lane() % 4 == 0) shared_.factors(Plan::kFactors, p_.slot())[accumulator_row() + h * 8] = factor;
     }
   }
 
-  // P = exp2(S - reference) to the P slot, and this lane's part of the row sums; where kSee, of the maxima, too: their
-  // instructions fit between the exponentials.
-  template <bool kSee>
-  __device__ void write_p(const float (&score)[32], float (&sums)[2]) {
-    float shifts[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      shifts[h] = reference_[h] == -sm80::kInfinity ? 0.0f : shift(h);
-      sums[h] = 0.0f;
-    }
+  // P = exp2(S - reference) to the P slot, and this lane's part of the row sums. Whether the next block has landed.
+  __device__ bool write_p(const float (&score)[32]) {
+    const float shifts[2] = {shift(0), shift(1)};
+    float sums[2] = {0.0f, 0.0f};
+    bool landed = false;
     const uint32_t p = shared_.base + Plan::kP + p_.slot() * kTileBytes + matrices();
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
@@ -368,9 +355,12 @@ class Scores {
         sums[h] += p0 + p1;
         words[i] = sm80::pack_bf16(p0, p1);
       }
+      if (j == 6) landed = this->landed();
       store_matrix_x4(p ^ (j * 16), words);
-      if constexpr (kSee) see(score, j);
     }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sum_[h] = planted_spill(sum_[h] + sums[h]);
+    return landed;
   }
 
   __device__ void await_p_slot() const {
@@ -422,7 +412,10 @@ class Scores {
   const Launch& launch_;
   const Shared shared_;
   uint32_t q_[kRegisterQuarters][8][4];
-  float maximum_[2], reference_[2], sum_[2];
+  float maximum_[2];          // of this lane's scores
+  float reference_[2];        // of the row; 0 where nothing has been seen
+  float limit_[2];            // what a score has to exceed for the reference to move
+  float sum_[2];              // of this lane's part
   Place place_;               // where kTold: of the tile that has ended last
   Cursor<Plan::kRing> ring_;  // the quarter that is next
   Cursor<Plan::kRing> keys_;  // where kSeparateValues: the first of the block being multiplied

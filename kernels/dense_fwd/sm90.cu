@@ -115,6 +115,7 @@ void launch_wide(const DenseFwdParams& params, CUstream_st* stream) {
   sm90::DenseLaunch launch{};
   launch.call = params;
   launch.scale_log2 = params.softmax_scale * sm80::kLog2e;
+  launch.slack = sm90::kSlack / launch.scale_log2;
   set_tiles<Plan>(launch);
   if (launch.tiles == 0) return;
   const unsigned blocks = static_cast<unsigned>(multiprocessors(kName) / Plan::kCluster * Plan::kCluster);

@@ -56,6 +56,7 @@ struct DenseLaunch {
   int chunk_heads;               // of all ranks
   int rank_heads, rank_queries;  // by which the second block of a cluster is further on: one of them is 0
   float scale_log2;              // softmax_scale x log2(e)
+  float slack;                   // kSlack in units of scores
   uint32_t reciprocal;           // row / tile_heads is row * reciprocal >> 16
   int k_heads, v_heads;          // 0 where all heads lie in one place, else 1: factors of a coordinate
 

@@ -46,13 +46,15 @@ void launch_plan(const SparseFwdParams& params, CUstream_st* stream) {
     throw std::runtime_error("sparse_fwd: `q` expected heads less than 64 GiB apart, got a stride of " +
                              std::to_string(params.q_stride_h));
   }
+  const float scale_log2 = params.sm_scale * sm80::kLog2e;
   const sm90::Launch launch{params,
                             static_cast<uint32_t>(tiles),
                             static_cast<uint32_t>(per_query),
                             static_cast<uint32_t>(kv_stride),
                             static_cast<uint32_t>(q_stride),
                             static_cast<uint32_t>(params.s_kv < kMostRows ? params.s_kv : kMostRows),
-                            params.sm_scale * sm80::kLog2e};
+                            scale_log2,
+                            sm90::kSlack / scale_log2};
 #ifdef FLASH_DSA_BOUNDED_WAIT
   const sm90::WaitReport* reports = wait_reports("sparse_fwd sm90a");
 #endif

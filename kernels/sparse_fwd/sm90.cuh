@@ -64,6 +64,7 @@ struct Launch {
   uint32_t kv_stride, q_stride;     // of rows, of heads, in chunks of 16 bytes
   uint32_t kv_rows;                 // at most 2^31: as unsigned numbers, valid indices are those below
   float scale_log2;                 // sm_scale x log2(e)
+  float slack;                      // kSlack in units of scores
 
   // Tiles of one query follow each other: a cluster of two takes both halves of 128 heads, and gathers the same rows.
   __device__ int64_t query(uint32_t tile) const { return tile / tiles_per_query; }
