@@ -21,6 +21,9 @@ constexpr int kLast = 4;                            // with the first two, where
 // P is held back where this quarter of the next block is there. With a later one it would hardly ever be: its slot is
 // one that only an earlier PV frees.
 constexpr int kLandedQuarter = 1;
+// It is handed over when so many of the 36 or 32 wgmmas of the next scores are left: 256 cycles, in which left and
+// right come to know.
+constexpr int kLastSteps = 8;
 
 constexpr int kQuarterBytes = 2 * kTileBytes;
 
@@ -134,13 +137,23 @@ class Scores {
     }
   }
 
-  // All blocks of a tile.
   __device__ void attend(uint32_t tile) {
-    bool first = true, held = false;  // the P written last has not been handed over; each warp arrives for itself
-    for (bool more = await_message(); more;) {
-      if (first) load_queries();
+    if (await_message()) {
+      load_queries();
       // Its keys come to where values of the last block but one were, of which scores know only that PV is over.
-      if (Plan::kSeparateValues && first) await_p_slot();
+      if constexpr (Plan::kSeparateValues) await_p_slot();
+      attend_blocks(tile);
+    } else {
+      begin(tile);
+    }
+    if constexpr (Plan::kTold) place_ = shared_.places(Plan::kPlaces)[message_.slot()];
+    message_read();
+  }
+
+  // All blocks of a tile.
+  __device__ void attend_blocks(uint32_t tile) {
+    bool first = true, held = false;  // the P written last has not been handed over; each warp arrives for itself
+    for (;; first = false) {
       float score[32];
       multiply(score, first, held);
       // While the tensor cores are at it:
@@ -162,19 +175,16 @@ class Scores {
       if (last && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
       message_read();
       const bool landed = softmax(score, mask);
-      first = false;
       p_.advance();
       held = ahead && !last && landed;
       if (held) continue;
       publish();
       hand_over();
-      more = ahead ? !last : await_message();
-      if (!ahead && !more && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
+      if (ahead ? !last : await_message()) continue;
+      if (!ahead && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
+      break;
     }
-    if (first) begin(tile);
-    if constexpr (Plan::kTold) place_ = shared_.places(Plan::kPlaces)[message_.slot()];
-    message_read();
-    if (Plan::kSeparateValues && !first) ring_.advance(kQuarters);  // values of the last block
+    if constexpr (Plan::kSeparateValues) ring_.advance(kQuarters);  // values of the last block
   }
 
   // Whether a message that is there announces a block, and not the end of a tile.
@@ -250,6 +260,7 @@ class Scores {
 
   // Starts S = Q K^T, in two groups. `landed`: quarters up to kLandedQuarter need not be waited for.
   __device__ void multiply(float (&score)[32], bool first, bool landed) {
+    constexpr int kSteps = Plan::kDqk / 16;
     if constexpr (Plan::kSeparateValues) keys_ = ring_;
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
@@ -270,12 +281,11 @@ class Scores {
         } else {
           multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
         }
-        if (!Plan::kHasRope && quarter == kQuarters - 1 && step == 3) wgmma_commit();
+        if (quarter * 8 + step + 1 == kSteps - kLastSteps) wgmma_commit();
       }
       ring_.advance();
     }
     if constexpr (Plan::kHasRope) {
-      wgmma_commit();
       barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
       wgmma_begin();
 #pragma unroll

@@ -665,7 +665,7 @@ class WideBlock:
             hand_over()
 
         for tile, (blocks, _) in enumerate(self.all.tiles):
-            held = False
+            held = landed = False
             yield from sent()
             for block in range(blocks):
                 assert self.messages[message.slot] == (tile, block)
@@ -686,7 +686,8 @@ class WideBlock:
                         yield lambda x=parity: self.q_full.done(x)
                         q.advance()
                     slot, parity = ring.slot, ring.full
-                    yield lambda s=slot, x=parity: self.ring_full[s].done(x)
+                    if number > LANDED or not (held and landed):
+                        yield lambda s=slot, x=parity: self.ring_full[s].done(x)
                     slots.append(slot)
                     ring.advance()
                 parity = rope.full
@@ -715,8 +716,8 @@ class WideBlock:
                     self.q_empty.arrive()
                 message_read()
                 self.p[p_slot][warp] = (tile, block)
-                quarter = ring.after(LANDED)
-                landed = self.ring_full[quarter.slot].done(quarter.full)
+                next_quarters = [ring.after(quarter) for quarter in range(LANDED + 1)]
+                landed = all([self.ring_full[at.slot].done(at.full) for at in next_quarters])
                 p.advance()
                 hold = self.all.hold
                 held = ahead and not last and (hold == 1 or (landed and self.all.random.random() < hold))

@@ -289,7 +289,7 @@ class Simulation:
             hand_over()
 
         for tile, blocks in enumerate(self.tiles):
-            held = False
+            held = landed = False
             yield sent()
             for block in range(blocks):
                 assert self.messages[message.slot] == (tile, block)
@@ -307,7 +307,8 @@ class Simulation:
                         yield lambda q=parity: self.q_full.done(q)
                         q.advance()
                     at, parity = ring.slot, ring.full
-                    yield lambda s=at, q=parity: self.ring_full[s].done(q)
+                    if quarter > LANDED or not (held and landed):
+                        yield lambda s=at, q=parity: self.ring_full[s].done(q)
                     assert self.keys[at] == [(tile, block, quarter)] * 4
                     slots.append(at)
                     ring.advance()
@@ -336,8 +337,8 @@ class Simulation:
                 assert self.messages[message.slot] == (tile, block)
                 message_read()
                 self.p[slot][warp] = (tile, block)
-                quarter_after = ring.after(LANDED)
-                landed = self.ring_full[quarter_after.slot].done(quarter_after.full)
+                next_quarters = [ring.after(quarter) for quarter in range(LANDED + 1)]
+                landed = all([self.ring_full[at.slot].done(at.full) for at in next_quarters])
                 p.advance()
                 held = ahead and not last and (self.hold == 1 or (landed and self.random.random() < self.hold))
                 if not held:
