@@ -541,6 +541,13 @@ class Values {
     }();
     __syncwarp();
     release();
+    // Rows without a key: O may be anything.
+    if (__any_sync(~0u, factors[0] == 0.0f || factors[1] == 0.0f)) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) {
+        if (factors[i / 2 % 2] == 0.0f) out_[0][i] = out_[1][i] = 0.0f;
+      }
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = accumulator_row() + h * 8;
@@ -554,7 +561,7 @@ class Values {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float* pair = &out_[half][(j + i) * 4 + h * 2];
-            words[i] = sm80::pack_bf16(sm80::scaled(pair[0], factors[h]), sm80::scaled(pair[1], factors[h]));
+            words[i] = sm80::pack_bf16(pair[0] * factors[h], pair[1] * factors[h]);
           }
           transpose(words);
           if (out != nullptr) {
