@@ -2,6 +2,8 @@
 // what is written at the end are the ops' own; kernels/sparse_fwd/sm90.cuh documents algorithm, memory and barriers.
 #pragma once
 
+#include <cfloat>
+
 #include "planted.h"
 #include "sm90.cuh"
 
@@ -18,8 +20,8 @@ constexpr int kRegisterQuarters = 3;  // whose Q is in registers: 96 of them
 constexpr int kMessages = 4;
 constexpr int kBlock = 0, kRescaled = 1, kEnd = 2;  // what a P slot holds
 constexpr int kLast = 4;                            // with the first two, where kSeparateValues: the tile's last block
-// P is held back where this quarter of the next block is there. With a later one it would hardly ever be: its slot is
-// one that only an earlier PV frees.
+// P is held back where the quarters of the next block up to this one are there. A later one would hardly ever be: its
+// slot is one that only an earlier PV frees.
 constexpr int kLandedQuarter = 1;
 // It is handed over when so many of the 36 or 32 wgmmas of the next scores are left: 256 cycles, in which left and
 // right come to know.
@@ -164,9 +166,9 @@ class Scores {
       const uint2 mask = this->mask();
       if (first) begin(tile);
       await_p_slot();
-      // P of the block before is handed over when only the last group is left: by the time left and right have seen it,
+      // P of the block before is handed over when only kLastSteps are left: by the time left and right have seen it,
       // the tensor cores are free.
-      wgmma_wait<1>();
+      wgmma_wait<Plan::kHasRope ? 2 : 1>();
       if (held) hand_over();
       wgmma_wait<0>();
       pin(score);
@@ -212,7 +214,7 @@ class Scores {
 
   // A vote, so that the compiler sees that warps do not diverge and counts slots in uniform registers.
   __device__ static bool there(uint32_t barrier, uint32_t parity) {
-    return __any_sync(~0u, barrier_test(barrier, parity));
+    return __all_sync(~0u, barrier_test(barrier, parity));
   }
 
   // Which slots of a block count.
@@ -258,7 +260,8 @@ class Scores {
     return __all_sync(~0u, all);
   }
 
-  // Starts S = Q K^T, in two groups. `landed`: quarters up to kLandedQuarter need not be waited for.
+  // Starts S = Q K^T, in groups: up to kLastSteps before the end, and what follows. `landed`: quarters up to
+  // kLandedQuarter need not be waited for.
   __device__ void multiply(float (&score)[32], bool first, bool landed) {
     constexpr int kSteps = Plan::kDqk / 16;
     if constexpr (Plan::kSeparateValues) keys_ = ring_;
@@ -286,6 +289,7 @@ class Scores {
       ring_.advance();
     }
     if constexpr (Plan::kHasRope) {
+      wgmma_commit();  // here ptxas ends a group anyway, and waits count it
       barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
       wgmma_begin();
 #pragma unroll
@@ -340,7 +344,7 @@ class Scores {
       const bool moves = highest_of_row > limit_[h], seen = limit_[h] != -sm80::kInfinity;
       if (moves) {
         reference_[h] = highest_of_row;
-        limit_[h] = highest_of_row + launch_.slack;
+        limit_[h] = fminf(highest_of_row + launch_.slack, FLT_MAX);  // +inf exceeds any
       }
       const float factor = moves && seen ? sm80::exp2_approx(__fsub_rn(before, shift(h))) : 1.0f;
       sum_[h] *= factor;

@@ -3,9 +3,8 @@
 // The algorithm, per block of 64 keys of a tile:
 //   1. the producer gathers the 64 rows, key and value at once, into a ring, and says which slots count;
 //   2. scores S = Q K^T (m64n64k16; six of Q's nine column tiles are register operands, which came through the ring);
-//   3. masks, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when its maximum has grown
-//   by
-//      more than 2^8: P stays below 2^8, and O is rarely rescaled;
+//   3. masks, P = exp2(S - reference) in bf16, row sums. The reference of a row moves only when a score has outgrown it
+//      by 2^8: O is rarely rescaled;
 //   4. O += P V (m64n128k16), left and right half of the columns in a warpgroup each.
 // P of block i is handed over only when the scores of block i+1 are nearly done, if half the columns of its keys are
 // there: then the softmax of block i+1 runs beside PV of block i, and the tensor cores always have one of the two. Keys
