@@ -262,7 +262,7 @@ check: $(VENV)/ready-to-check ## style, types, architecture, generated tables
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run -Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run -Werror $$(find kernels tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(VENV)/bin/actionlint -config-file .github/actionlint.yaml .github/workflows/*.yml
 	$(VENV)/bin/zizmor --offline --no-progress --quiet .github/workflows
 	$(PY) -m pytest tests/test_architecture.py

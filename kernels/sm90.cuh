@@ -2,9 +2,9 @@
 // setmaxnreg, proxy fences; and the one way in which phases of barriers are counted. No CuTe: a kernel here needs a
 // dozen instructions.
 //
-// FLASH_DSA_BOUNDED_WAIT (a build for debugging) gives every wait a limit. A wait that reaches it leaves a report in
-// the host's memory, gives the other roles time to do the same, and traps; the launcher reads the reports and throws.
-// Nothing is printed on the device: a call to printf would undo setmaxnreg and serialise wgmma.
+// FLASH_DSA_BOUNDED_WAIT (a build for debugging) gives every wait for an mbarrier a limit. A wait that reaches it
+// leaves a report in the host's memory, gives the other roles time to do the same, and traps; the launcher reads the
+// reports and throws. Nothing is printed on the device: a call to printf would undo setmaxnreg and serialise wgmma.
 #pragma once
 
 #include <cuda.h>
@@ -45,11 +45,12 @@ __device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(barrier) : "memory");
 }
 
-// The same at the barrier in the same place of block `rank` of the cluster, with release for all of it.
+// The same at the barrier in the same place of block `rank` of the cluster. For slots that have been read: with a
+// release for the cluster, ptxas would put a membar of the whole GPU before it.
 __device__ inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }

@@ -23,7 +23,7 @@ struct MappedTensor {
 // may be anything; rows or heads that overlap are not for TMA.
 inline bool can_be_mapped(const MappedTensor& tensor) {
   const auto fits = [&](int64_t size, int64_t stride) {
-    return size <= 1 || (stride >= tensor.columns && stride < int64_t{1} << 38);
+    return size <= 1 || (stride >= tensor.columns && stride < int64_t{1} << 39);
   };
   return fits(tensor.rows, tensor.row_stride) && fits(tensor.heads, tensor.head_stride);
 }

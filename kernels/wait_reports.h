@@ -17,8 +17,8 @@ sm90::WaitReport* wait_reports(const char* doing) {
   static sm90::WaitReport* reports = nullptr;
   if (reports == nullptr) {
     check_cuda(cudaHostAlloc(&reports, sm90::kWaitReports * sizeof(*reports), cudaHostAllocDefault), doing);
-    check_cuda(cudaMemcpyToSymbol(sm90::wait_reports, &reports, sizeof(reports)), doing);
   }
+  check_cuda(cudaMemcpyToSymbol(sm90::wait_reports, &reports, sizeof(reports)), doing);  // of the current device
   for (int i = 0; i < sm90::kWaitReports; ++i) reports[i].made = 0;
   return reports;
 }

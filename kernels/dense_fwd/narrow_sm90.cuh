@@ -2,13 +2,12 @@
 //
 // The algorithm, per tile; blocks of kN keys from the last one that a query of the tile sees down to the first, so that
 // masks come first:
-//   1. the producer copies Q, then K and V of every block by TMA, K one block ahead of V;
+//   1. the producer copies Q, and K and V of every block by TMA, K one block ahead of V;
 //   2. a consumer has 64 queries. S = Q K^T (m64nNk16) of a block is started, then O += P V of the block before it,
 //   with
 //      P in registers; while PV runs, softmax of S: P = exp2(S - reference) stays in registers for the next PV;
-//   3. the reference of a row moves only when a score has outgrown it by 2^8: P stays below 2^8, and O is rarely
-//   rescaled
-//      (after PV has ended);
+//   3. the reference of a row moves only when a score has outgrown it by 2^8: O is rarely rescaled (after PV has
+//   ended);
 //   4. the two consumers take turns in starting wgmmas, where kTurns says so: one's softmax falls into the other's PV;
 //   5. O / row sum and lse are stored from registers, and the producer is already in the next tile.
 //
@@ -44,7 +43,7 @@
 //   tail         1        1 producer, and the bytes             producer: values whose last rows it clears
 // Named barrier 2 + c: consumer c's turn, 128 that wait and 128 that pass it on.
 // Nobody waits in a circle: the producer waits only for what consumers free without it; consumers take turns in every
-// block of a tile, of which both have the same number.
+// block of a tile but the first, and both have as many.
 //
 // Constraints: h_q a multiple of h_kv, rows on 16 bytes (op.cpp); tensors that can be mapped, tiles below 2^31
 // (sm90.cu).

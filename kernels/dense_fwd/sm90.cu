@@ -62,6 +62,8 @@ template <class Plan>
 void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
   static_assert(Plan::kSharedBytes <= kSharedMemorySm90);
   const auto kernel = sm90::dense_narrow_kernel<Plan>;
+  // First of all: it binds the device's context to this thread, which the driver asks for where it makes tensor maps.
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
   const int64_t tiles = params.tot_q / Plan::kM + params.batch;
   const int64_t blocks = std::min<int64_t>(multiprocessors(kName), tiles * params.h_q);
   if (blocks == 0) return;
@@ -78,7 +80,6 @@ void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
   launch.k_heads = params.k_stride_h == 0 ? 0 : 1;
   launch.v_heads = params.v_stride_h == 0 ? 0 : 1;
   check_cuda(cudaMemsetAsync(params.next_tile, 0, sizeof(*params.next_tile), stream), kName);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
 #ifdef FLASH_DSA_BOUNDED_WAIT
   const sm90::WaitReport* reports = wait_reports(kName);
 #endif
@@ -112,6 +113,8 @@ template <class Plan>
 void launch_wide(const DenseFwdParams& params, CUstream_st* stream) {
   static_assert(Plan::kSharedBytes <= kSharedMemorySm90);
   const auto kernel = sm90::dense_wide_kernel<Plan>;
+  // As above.
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
   sm90::DenseLaunch launch{};
   launch.call = params;
   launch.scale_log2 = params.softmax_scale * sm80::kLog2e;
@@ -127,7 +130,6 @@ void launch_wide(const DenseFwdParams& params, CUstream_st* stream) {
   }
   launch.k_heads = params.k_stride_h == 0 ? 0 : 1;
   launch.v_heads = params.v_stride_h == 0 ? 0 : 1;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = Plan::kCluster;
