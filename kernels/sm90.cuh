@@ -209,9 +209,6 @@ __device__ inline uint64_t leave_l2_soon() {
   return policy;
 }
 
-// The 128 bytes around an address to L2.
-__device__ inline void prefetch_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(address)); }
-
 // 16 bytes from global to shared memory; `bytes` = 0 writes zeros and reads nothing.
 __device__ inline void copy_async(uint32_t destination, const void* source, int bytes, uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;\n" ::"r"(destination),

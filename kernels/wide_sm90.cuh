@@ -125,46 +125,39 @@ class Scores {
     uint32_t tile = blockIdx.x;
 #pragma unroll 1
     for (; tile < launch_.tiles; tile += gridDim.x) attend(tile);
-    finish(tile - gridDim.x);
   }
 
  private:
-  // The tile before gets its results, and nothing has been seen of this one.
-  __device__ void begin(uint32_t tile) {
-    if (tile != blockIdx.x) finish(tile - gridDim.x);
+  __device__ void attend(uint32_t tile) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       maximum_[h] = limit_[h] = -sm80::kInfinity;
       reference_[h] = sum_[h] = 0.0f;
     }
-  }
-
-  __device__ void attend(uint32_t tile) {
     if (await_message()) {
       load_queries();
       // Its keys come to where values of the last block but one were, of which scores know only that PV is over.
       if constexpr (Plan::kSeparateValues) await_p_slot();
-      attend_blocks(tile);
-    } else {
-      begin(tile);
+      attend_blocks();
     }
     if constexpr (Plan::kTold) place_ = shared_.places(Plan::kPlaces)[message_.slot()];
     message_read();
+    finish(tile);
   }
 
   // All blocks of a tile.
-  __device__ void attend_blocks(uint32_t tile) {
+  __device__ void attend_blocks() {
     bool first = true, held = false;  // the P written last has not been handed over; each warp arrives for itself
     for (;; first = false) {
       float score[32];
-      multiply(score, first, held);
-      // While the tensor cores are at it:
+      multiply_first(score, held);
       if (held) publish();
+      multiply_rest(score, first, held, rest_landed());
+      // While the tensor cores are at it:
       const auto coming = message_.after(1);
       const bool ahead = there(shared_.base + Plan::kMessageFull + coming.slot() * 8, coming.full_parity());
       const bool last = ahead && !is_block(coming.slot());
       const uint2 mask = this->mask();
-      if (first) begin(tile);
       await_p_slot();
       // P of the block before is handed over when only kLastSteps are left: by the time left and right have seen it,
       // the tensor cores are free.
@@ -176,9 +169,9 @@ class Scores {
       if constexpr (Plan::kSeparateValues) keys_read(first);
       if (last && lane() == 0) barrier_arrive(shared_.base + Plan::kQEmpty);
       message_read();
-      const bool landed = softmax(score, mask);
+      const bool next = softmax(score, mask);
       p_.advance();
-      held = ahead && !last && landed;
+      held = ahead && !last && next;
       if (held) continue;
       publish();
       hand_over();
@@ -260,37 +253,40 @@ class Scores {
     return __all_sync(~0u, all);
   }
 
-  // Starts S = Q K^T, in groups: up to kLastSteps before the end, and what follows. `landed`: quarters up to
-  // kLandedQuarter need not be waited for.
-  __device__ void multiply(float (&score)[32], bool first, bool landed) {
-    constexpr int kSteps = Plan::kDqk / 16;
+  // Starts S = Q K^T with the first quarter, which has `landed` or is waited for.
+  __device__ void multiply_first(float (&score)[32], bool landed) {
     if constexpr (Plan::kSeparateValues) keys_ = ring_;
+    if (!landed) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+    multiply_quarter<0>(score);
+  }
+
+  // Whether everything after the first two quarters is there.
+  __device__ bool rest_landed() const {
+    bool all = !Plan::kHasRope || barrier_test(shared_.base + Plan::kRopeFull, rope_.full_parity());
 #pragma unroll
-    for (int quarter = 0; quarter < kQuarters; ++quarter) {
-      if (first && quarter == kRegisterQuarters) {
-        barrier_wait(shared_.base + Plan::kQFull, last_q_.full_parity());
-        last_q_.advance();
-      }
-      if (quarter > kLandedQuarter || !landed) {
-        barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
-      }
-      wgmma_begin();
-      const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
-#pragma unroll
-      for (int step = 0; step < 8; ++step) {
-        const int offset = step / 4 * kTileBytes + step % 4 * 32;
-        if (quarter < kRegisterQuarters) {
-          multiply_64(score, q_[quarter][step], further(keys, offset), quarter + step > 0);
-        } else {
-          multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
-        }
-        if (quarter * 8 + step + 1 == kSteps - kLastSteps) wgmma_commit();
-      }
-      ring_.advance();
+    for (int quarter = 2; quarter < kQuarters; ++quarter) {
+      const auto at = ring_.after(quarter - 1);
+      all &= barrier_test(shared_.base + Plan::kRingFull + at.slot() * 8, at.full_parity());
     }
+    return __all_sync(~0u, all);
+  }
+
+  // The rest of S, in groups: up to kLastSteps before the end, and what follows. `second`, `others`: have landed and
+  // need not be waited for, the second quarter and those after it.
+  __device__ void multiply_rest(float (&score)[32], bool first, bool second, bool others) {
+    if (!second) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+    multiply_quarter<1>(score);
+    if (!others) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+    multiply_quarter<2>(score);
+    if (first) {
+      barrier_wait(shared_.base + Plan::kQFull, last_q_.full_parity());
+      last_q_.advance();
+    }
+    if (!others) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+    multiply_quarter<3>(score);
     if constexpr (Plan::kHasRope) {
       wgmma_commit();  // here ptxas ends a group anyway, and waits count it
-      barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
+      if (!others) barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
       wgmma_begin();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
@@ -300,6 +296,24 @@ class Scores {
       rope_.advance();
     }
     wgmma_commit();
+  }
+
+  template <int kQuarter>
+  __device__ void multiply_quarter(float (&score)[32]) {
+    constexpr int kSteps = Plan::kDqk / 16;
+    wgmma_begin();
+    const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
+#pragma unroll
+    for (int step = 0; step < 8; ++step) {
+      const int offset = step / 4 * kTileBytes + step % 4 * 32;
+      if constexpr (kQuarter < kRegisterQuarters) {
+        multiply_64(score, q_[kQuarter][step], further(keys, offset), kQuarter + step > 0);
+      } else {
+        multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
+      }
+      if (kQuarter * 8 + step + 1 == kSteps - kLastSteps) wgmma_commit();
+    }
+    ring_.advance();
   }
 
   // P and row sums. The scores of a row lie in four lanes; a lane has rows accumulator_row() and accumulator_row() + 8.
@@ -397,7 +411,7 @@ class Scores {
     if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + slot * 8);
   }
 
-  // Ends a tile, while the scores of the next are being computed: left and right are at its last blocks until then.
+  // Ends a tile.
   __device__ void finish(uint32_t tile) {
     await_p_slot();
     const auto place = [&] {
@@ -452,15 +466,16 @@ class Values {
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) out_[0][i] = out_[1][i] = 0.0f;
-      bool first = true;
-      for (int kind = next(); !__any_sync(~0u, kind == kEnd); kind = next()) {
+      for (bool first = true;; first = false) {
+        const int kind = next();
+        const bool plain = !__any_sync(~0u, kind != kBlock);  // one vote for most blocks
+        if (!plain && __any_sync(~0u, kind == kEnd)) break;
         if (first) ring_.advance(kRegisterQuarters);  // Q
         if constexpr (Plan::kSeparateValues) {
-          if (first) ring_.advance(kQuarters);                           // keys of this block
-          if (!__any_sync(~0u, kind & kLast)) ring_.advance(kQuarters);  // and of the next
+          if (first) ring_.advance(kQuarters);                                      // keys of this block
+          if (plain || !__any_sync(~0u, kind & kLast)) ring_.advance(kQuarters);  // and of the next
         }
-        first = false;
-        if (__any_sync(~0u, (kind & ~kLast) == kRescaled)) rescale();
+        if (!plain && __any_sync(~0u, (kind & ~kLast) == kRescaled)) rescale();
         multiply();
       }
       finish(tile);

@@ -142,7 +142,6 @@ class Producer {
  private:
   // Every warp sees all indices of a block, lane l slots l and l + 32, and comes to the same decisions.
   __device__ void gather_tile(uint32_t tile) {
-    if (tile + gridDim.x < launch_.tiles) prefetch(tile + gridDim.x);
     const int64_t query = launch_.query(tile);
     int length = launch_.call.topk;
     if (launch_.call.topk_length != nullptr) length = min(max(__ldg(launch_.call.topk_length + query), 0), length);
@@ -265,22 +264,6 @@ class Producer {
     }
     barrier_arrive_after_copies(shared_.base + Plan::kQFull);
     q_.advance();
-  }
-
-  // What a tile begins with, into L2: by the time it is copied hardly anything is left to compute.
-  __device__ void prefetch(uint32_t tile) const {
-    const Place at = place();
-    const int head = launch_.head(tile), heads = min(kM, launch_.call.h_q - head);
-    const bf16* queries = static_cast<const bf16*>(launch_.call.q) + launch_.query(tile) * launch_.call.q_stride_s;
-#pragma unroll 1
-    for (int row = at.row; row < heads; row += 16) {
-      const bf16* columns = queries + (head + row) * launch_.call.q_stride_h + at.chunk * 64;
-      prefetch_l2(columns);
-      if (Plan::kHasRope && at.chunk == 0) prefetch_l2(columns + 512);
-    }
-    if (at.chunk == 0 && at.row < 2 && at.row * 32 < launch_.call.topk) {
-      prefetch_l2(launch_.call.indices + launch_.query(tile) * launch_.call.indices_stride_s + at.row * 32);
-    }
   }
 
   __device__ void gather_block(int2 index) {

@@ -100,7 +100,6 @@ void shrink_registers() {}
 
 inline uint64_t keep_in_l2() { return 0; }
 inline uint64_t leave_l2_soon() { return 0; }
-inline void prefetch_l2(const void*) {}
 inline void prefetch_map(const CUtensorMap&) {}
 
 inline void copy_async(uint32_t destination, const void* source, int bytes, uint64_t) {
