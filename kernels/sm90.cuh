@@ -170,11 +170,6 @@ class Cursor {
   uint32_t use_ = 0;  // the number of the use, modulo two rounds: one register
 };
 
-// Part of a phase of barrier `id` among `threads` threads; those that wait for it call named_barrier.
-__device__ inline void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-}
-
 // ---- Softmax. A row's exponentials are relative to its reference, which moves only when a score has outgrown it by
 // kSlack powers of two: bf16 is as exact at 2^8 as at 1, and sums of 2^30 such terms stay finite.
 constexpr float kSlack = 8.0f;

@@ -135,21 +135,6 @@ class ByteBarrier(Barrier):
             self.left, self.phase = 1, self.phase + 1
 
 
-class NamedBarrier:
-    """bar.sync and bar.arrive, counted in warps."""
-
-    def __init__(self, warps: int) -> None:
-        self.warps, self.arrived, self.ended = warps, 0, 0
-
-    def arrive(self) -> int:
-        """The number of the phase this arrival is of."""
-        phase = self.ended
-        self.arrived += 1
-        if self.arrived == self.warps:
-            self.arrived, self.ended = 0, phase + 1
-        return phase
-
-
 Warp = Iterator[Callable[[], bool]]
 
 

@@ -8,8 +8,7 @@
 //      P in registers; while PV runs, softmax of S: P = exp2(S - reference) stays in registers for the next PV;
 //   3. the reference of a row moves only when a score has outgrown it by 2^8: O is rarely rescaled (after PV has
 //   ended);
-//   4. the two consumers take turns in starting wgmmas, where kTurns says so: one's softmax falls into the other's PV;
-//   5. O / row sum and lse are stored from registers, and the producer is already in the next tile.
+//   4. O / row sum and lse are stored from registers, and the producer is already in the next tile.
 //
 // Tiles are handed out by a counter in global memory, in an order that keeps the keys of a few heads in L2 and takes
 // long tiles of a causal sequence first (NarrowLaunch). Who computes a tile does not change its result.
@@ -20,30 +19,29 @@
 //
 // Roles, 384 threads; registers by setmaxnreg, 64512 in all:
 //   warpgroup 0     producer   40   step 1, by its first warp; the others leave
-//   warpgroup 1, 2  consumers  232  steps 2 to 5, 64 queries each
+//   warpgroup 1, 2  consumers  232  steps 2 to 4, 64 queries each
 //
 // Shared memory, bytes:                                              | 192x128 | 128x128
 //   q        128 queries, tiles of 64 rows x 64 columns                | 49152  | 32768
-//   k        kStages blocks of 128 keys, tiles of kN rows x 64 columns | 98304  | 98304
-//   v        kStages blocks of 128 keys, the same                      | 65536  | 98304
-//   work     two descriptions of a tile; barriers                      | 184    | 216
-//   sum                                                                | 213176 | 229592
+//   k        two blocks of 128, 176 keys, tiles of kN x 64 columns    | 98304  | 90112
+//   v        the same                                                  | 65536  | 90112
+//   work     two descriptions of a tile; barriers                      | 184    | 184
+//   sum                                                                | 213176 | 213176
 // Rows of a tile are 128 bytes with the 128-byte swizzle, which TMA writes and wgmma reads.
 //
 // Barriers. A slot's pair is full / empty; parities come from a Cursor that every role advances alike.
 //   barrier      slots    arrivals                              waits
 //   q full       1        1 producer, and the bytes             consumers, at a tile's first block
 //   q empty      1        8 warps of consumers, last S done     producer
-//   k full       kStages  1 producer, and the bytes             consumers
-//   k empty      kStages  8 warps of consumers, S done          producer
-//   v full       kStages  1 producer, and the bytes             consumers
-//   v empty      kStages  8 warps of consumers, PV done         producer
+//   k full       2        1 producer, and the bytes             consumers
+//   k empty      2        8 warps of consumers, S done          producer
+//   v full       2        1 producer, and the bytes             consumers
+//   v empty      2        8 warps of consumers, PV done         producer
 //   work full    2        1 producer                            consumers
 //   work empty   2        8 warps of consumers, read            producer
 //   tail         1        1 producer, and the bytes             producer: values whose last rows it clears
-// Named barrier 2 + c: consumer c's turn, 128 that wait and 128 that pass it on.
-// Nobody waits in a circle: the producer waits only for what consumers free without it; consumers take turns in every
-// block of a tile but the first, and both have as many.
+// Nobody waits in a circle: the producer waits only for what consumers free without it, and consumers do not wait for
+// each other. (Turns, so that one's softmax would fall into the other's wgmmas, cost more than they brought.)
 //
 // Constraints: h_q a multiple of h_kv, rows on 16 bytes (op.cpp); tensors that can be mapped, tiles below 2^31
 // (sm90.cu).
@@ -55,15 +53,13 @@
 
 namespace flash_dsa::sm90 {
 
-// kTurns: 128x128 has less to multiply per exponential, so that consumers in step would leave the tensor cores idle.
-template <int kDqk_, int kN_, int kStages_, bool kTurns_>
+template <int kDqk_, int kN_>
 struct NarrowPlan {
   static constexpr int kDqk = kDqk_;
   static constexpr int kDv = 128;
   static constexpr int kM = 128;  // two consumers; three would have 160 registers each, and O, S and P are 160
   static constexpr int kN = kN_;
-  static constexpr int kStages = kStages_;
-  static constexpr bool kTurns = kTurns_;
+  static constexpr int kStages = 2;
   static constexpr int kThreads = 3 * kWarpgroup;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 65536 / kThreads / 8 * 8 * 3);
@@ -270,12 +266,10 @@ class NarrowConsumer {
       : launch_(launch), shared_(shared), side_(side), scale_log2_(launch.call.softmax_scale * sm80::kLog2e) {}
 
   __device__ void run() {
-    if (side_ == 1) pass_turn();  // the first is the other's
     for (NarrowWork work = next(); __any_sync(~0u, work.rows > 0); work = next()) {
       attend(work);
       finish(work);
     }
-    if (side_ == 0) take_turn();  // the last that was passed on
   }
 
  private:
@@ -293,13 +287,6 @@ class NarrowConsumer {
   // This warp needs a slot no more.
   __device__ void release(int barrier) const {
     if (lane() == 0) barrier_arrive(shared_.base + barrier);
-  }
-
-  __device__ void take_turn() const {
-    if constexpr (Plan::kTurns) sm80::named_barrier(2 + side_, 2 * kWarpgroup);
-  }
-  __device__ void pass_turn() const {
-    if constexpr (Plan::kTurns) named_barrier_arrive(2 + (side_ ^ 1), 2 * kWarpgroup);
   }
 
   // The row of the tile that accumulators with h have in this lane.
@@ -328,15 +315,13 @@ class NarrowConsumer {
     pack(p, score);
     while (__any_sync(~0u, block > 0)) {
       --block;
-      take_turn();
       start_scores(score);
       start_values(p);
-      pass_turn();
       wgmma_wait<1>();
       scores_done(score, block);
       const bool grown = softmax(score, work, block);
-      // Here, so that the next turn does not wait for them; and as a branch: within one basic block ptxas 13.0 puts the
-      // exponentials behind the wait for O, beside which they are meant to run.
+      // As a branch, and here: within one basic block ptxas 13.0 puts the exponentials behind the wait for O, beside
+      // which they are meant to run.
       pin(score);
       pin(sum_);
       if (__any_sync(~0u, block > 0)) await_keys();
@@ -418,7 +403,7 @@ class NarrowConsumer {
       }
       sum_[h] = planted_spill(sum_[h] + (sums[0] + sums[1]));
     }
-    planted_sync(1 + 3 * side_, kWarpgroup);
+    planted_sync(1 + side_, kWarpgroup);
     return grown;
   }
 

@@ -165,8 +165,8 @@ void dense_fwd_sm90(const DenseFwdParams& params, CUstream_st* stream) {
     if (values_in_keys) return launch_wide<sm90::DensePlan<false, kCluster>>(params, stream);
     return launch_wide<sm90::DensePlan<true, kCluster>>(params, stream);
   }
-  if (params.d_qk == 192) return launch_narrow<sm90::NarrowPlan<192, 128, 2, true>>(params, stream);
-  launch_narrow<sm90::NarrowPlan<128, 128, 3, true>>(params, stream);
+  if (params.d_qk == 192) return launch_narrow<sm90::NarrowPlan<192, 128>>(params, stream);
+  launch_narrow<sm90::NarrowPlan<128, 176>>(params, stream);
 }
 
 }  // namespace flash_dsa

@@ -251,11 +251,11 @@ void wake(std::vector<Thread*>& waiting) {
   waiting.clear();
 }
 
-void meet(Meeting& meeting, int threads, bool waits, const char* what) {
+void meet(Meeting& meeting, int threads, const char* what) {
   if (++meeting.arrived == threads) {
     meeting.arrived = 0;
     wake(meeting.waiting);
-  } else if (waits) {
+  } else {
     meeting.waiting.push_back(running);
     wait(what);
   }

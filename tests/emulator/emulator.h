@@ -101,7 +101,7 @@ bool by_chance(double probability);
 void pause();  // the thread goes on later, perhaps
 void wait(const std::string& what);
 void wake(std::vector<Thread*>& waiting);
-void meet(Meeting& meeting, int threads, bool waits, const char* what);
+void meet(Meeting& meeting, int threads, const char* what);
 // At a random time; operations of one owner, if there is one, in their order.
 void later(const Thread* owner, std::function<void()> operation);
 
@@ -233,5 +233,5 @@ inline uint32_t __reduce_add_sync(uint32_t, uint32_t mine) {
 }
 inline void __syncthreads() {
   auto& block = *emulator::current().block;
-  emulator::meet(block.all, block.threads, true, "__syncthreads()");
+  emulator::meet(block.all, block.threads, "__syncthreads()");
 }

@@ -15,7 +15,7 @@ inline uint32_t shared_address(const void* pointer) {
 inline void copy_async(uint32_t, const void*, int) { emulator::fail("copy_async() of sm80"); }
 
 inline void named_barrier(int id, int threads) {
-  emulator::meet(emulator::current().block->named[id], threads, true, "bar.sync");
+  emulator::meet(emulator::current().block->named[id], threads, "bar.sync");
 }
 
 // Four 8 x 8 matrices between registers and shared memory: lanes 8 i to 8 i + 7 say where the rows of matrix i are.

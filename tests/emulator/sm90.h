@@ -80,13 +80,9 @@ inline bool barrier_try(uint32_t barrier, uint32_t parity) {
 
 // ---- Other barriers, proxies, registers.
 
-inline void named_barrier_arrive(int id, int threads) {
-  emulator::meet(emulator::current().block->named[id], threads, false, "bar.arrive");
-}
-
 inline void cluster_sync() {
   auto& cluster = *emulator::current().block->cluster;
-  emulator::meet(cluster.all, cluster.threads, true, "barrier.cluster");
+  emulator::meet(cluster.all, cluster.threads, "barrier.cluster");
 }
 
 inline uint32_t cluster_rank() { return static_cast<uint32_t>(emulator::current().block->rank); }

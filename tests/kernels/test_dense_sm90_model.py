@@ -20,7 +20,6 @@ from sm90_model import (
     ByteBarrier,
     Cursor,
     Machine,
-    NamedBarrier,
     Warp,
     a_fragment,
     accumulator,
@@ -34,9 +33,10 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 NARROW, WIDE = ((KERNELS / "dense_fwd" / name).read_text() for name in ("narrow_sm90.cuh", "sm90.cuh"))
 LAUNCHER = (KERNELS / "dense_fwd" / "sm90.cu").read_text()
 SHARED = (KERNELS / "wide_sm90.cuh").read_text()
-PLANS = [  # d_qk, keys of a block, stages: those compiled, and what experiments choose
-    *(tuple(map(int, plan)) for plan in re.findall(r"NarrowPlan<(\d+), (\d+), (\d+), \w+>", LAUNCHER)),
-    (128, 176, 2),
+STAGES = int(re.findall(r"kStages = (\d+)", NARROW)[0])
+PLANS = [  # d_qk, keys of a block: those compiled, and what experiments choose
+    *(tuple(map(int, plan)) for plan in re.findall(r"NarrowPlan<(\d+), (\d+)>", LAUNCHER)),
+    (128, 128),
 ]
 RING = int(re.findall(r"kRing = kHasRope \? (\d+)", SHARED)[0])
 REGISTER_QUARTERS = int(re.findall(r"kRegisterQuarters = (\d+)", SHARED)[0])
@@ -52,9 +52,9 @@ def test_the_plans_were_found() -> None:
 
 def test_shared_memory_is_what_the_headers_say() -> None:
     stated = [int(number) for number in re.findall(r"//   sum +\| (\d+) +\| (\d+)", NARROW)[0]]
-    for (d_qk, n, stages), sum_stated in zip(PLANS, stated, strict=False):
-        tiles = M * d_qk * 2 + stages * n * (d_qk + 128) * 2
-        barriers = 2 + 4 * stages + 4 + 1
+    for (d_qk, n), sum_stated in zip(PLANS, stated, strict=False):
+        tiles = M * d_qk * 2 + STAGES * n * (d_qk + 128) * 2
+        barriers = 2 + 4 * STAGES + 4 + 1
         assert tiles + 64 + barriers * 8 == sum_stated <= 227 * 1024
     wide = RING * 2 * TILE + 3 * TILE + TILE + 2 * TILE + 512 + 32 + 32 + (MESSAGES + 3) * 16
     wide += (2 * RING + 2 + 2 * MESSAGES + 2 + 4 + 1) * 8
@@ -283,9 +283,9 @@ def test_rows_divide_by_heads_as_the_reciprocal_says() -> None:
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_narrow_tile_computed_through_the_layouts(plan: tuple[int, int, int], causal: bool) -> None:
+def test_a_narrow_tile_computed_through_the_layouts(plan: tuple[int, int], causal: bool) -> None:
     """Keys of another sequence follow with NaN for values; blocks from the last to the first; the lazy rescale."""
-    d_qk, n, stages = plan
+    d_qk, n = plan
     torch.manual_seed(0)
     s_q, s_kv, start, rows = 200, 300, 128, 72
     column_bytes, k_bytes, v_bytes = n * 128, d_qk // 64 * n * 128, 2 * n * 128
@@ -295,8 +295,8 @@ def test_a_narrow_tile_computed_through_the_layouts(plan: tuple[int, int, int], 
     keys[s_kv:], values[s_kv:] = float("nan"), float("nan")
     scale_log2 = 1.4426950408889634 / 12
     q_at, k_at = 0, M * d_qk * 2
-    v_at = k_at + stages * k_bytes
-    memory = torch.full(((v_at + stages * v_bytes) // 2,), float("nan"))
+    v_at = k_at + STAGES * k_bytes
+    memory = torch.full(((v_at + STAGES * v_bytes) // 2,), float("nan"))
     padded = torch.cat([queries, torch.zeros(M, d_qk)])
     for piece in range(2 * d_qk // 64):
         side, column = divmod(piece, d_qk // 64)
@@ -307,7 +307,7 @@ def test_a_narrow_tile_computed_through_the_layouts(plan: tuple[int, int, int], 
     out, total = torch.zeros(2, 64, 128), torch.zeros(2, 64)
     reference = torch.full((2, 64), -torch.inf)
     for use, block in enumerate(range(blocks - 1, -1, -1)):
-        k_slot, v_slot = k_at + use % stages * k_bytes, v_at + use % stages * v_bytes
+        k_slot, v_slot = k_at + use % STAGES * k_bytes, v_at + use % STAGES * v_bytes
         first, valid = block * n, min(s_kv - block * n, n)
         for column in range(d_qk // 64):
             box(memory, k_slot + column * column_bytes, keys[first : first + n, 64 * column : 64 * column + 64])
@@ -350,14 +350,13 @@ def test_a_narrow_tile_computed_through_the_layouts(plan: tuple[int, int, int], 
 class NarrowSimulation(Machine):
     """A block of threads: tiles are (blocks, whether the last is cut short); slots are checked by tags."""
 
-    def __init__(self, tiles: list[tuple[int, bool]], seed: int, stages: int, turns: bool, free: int = 8) -> None:
+    def __init__(self, tiles: list[tuple[int, bool]], seed: int, stages: int, free: int = 8) -> None:
         super().__init__(seed)
-        self.tiles, self.stages, self.turns = tiles, stages, turns
+        self.tiles, self.stages = tiles, stages
         self.q_full, self.q_empty, self.tail = ByteBarrier(), Barrier(8), ByteBarrier()
         self.full = {name: [ByteBarrier() for _ in range(stages)] for name in "kv"}
         self.empty = {name: [Barrier(free) for _ in range(stages)] for name in "kv"}
         self.work_full, self.work_empty = [ByteBarrier() for _ in range(2)], [Barrier(8) for _ in range(2)]
-        self.turn = [NamedBarrier(8), NamedBarrier(8)]
         self.slots: dict[str, list[Any]] = {"k": [None] * stages, "v": [None] * stages, "q": [None]}
         self.work: list[Any] = [None, None]
 
@@ -416,15 +415,6 @@ class NarrowSimulation(Machine):
     def consumer(self, side: int) -> Warp:
         at = {"k": Cursor(self.stages), "v": Cursor(self.stages), "work": Cursor(2), "q": Cursor(1)}
 
-        def take_turn() -> Warp:
-            if self.turns:
-                phase = self.turn[side].arrive()
-                yield lambda: self.turn[side].ended > phase
-
-        def pass_turn() -> None:
-            if self.turns:
-                self.turn[side ^ 1].arrive()
-
         def wait(name: str) -> Warp:
             slot, parity = at[name].slot, at[name].full
             yield lambda: self.full[name][slot].done(parity)
@@ -437,8 +427,6 @@ class NarrowSimulation(Machine):
             self.empty[name][at[name].slot].arrive()
             at[name].advance()
 
-        if side == 1:
-            pass_turn()
         while True:
             slot, parity = at["work"].slot, at["work"].full
             yield lambda s=slot, p=parity: self.work_full[s].done(p)
@@ -456,13 +444,10 @@ class NarrowSimulation(Machine):
             yield from wait("k")
             for block in range(blocks - 1, -1, -1):
                 first = block == blocks - 1
-                if not first:
-                    yield from take_turn()
                 check("k", 3, (tile, block))
                 if not first:
                     yield from wait("v")
                     check("v", 2, (tile, block + 1))
-                    pass_turn()
                 yield lambda: True  # S is there
                 assert self.slots["q"][0] == [tile] * 6
                 done("k", 3, (tile, block))
@@ -476,9 +461,6 @@ class NarrowSimulation(Machine):
             yield from wait("v")
             yield lambda: True
             done("v", 2, (tile, 0))
-        if side == 0:
-            yield from take_turn()
-            assert not self.turns or all(turn.arrived == 0 or turn is self.turn[0] for turn in self.turn)
 
 
 TILES = [
@@ -489,18 +471,17 @@ TILES = [
 ]
 
 
-@pytest.mark.parametrize("turns", [False, True])
 @pytest.mark.parametrize("stages", [2, 3])
-def test_narrow_barriers_never_deadlock_nor_let_a_slot_be_overwritten(stages: int, turns: bool) -> None:
+def test_narrow_barriers_never_deadlock_nor_let_a_slot_be_overwritten(stages: int) -> None:
     for tiles in TILES:
         for seed in range(8):
-            NarrowSimulation(tiles, seed, stages, turns).start()
+            NarrowSimulation(tiles, seed, stages).start()
 
 
 def test_the_narrow_simulation_sees_a_slot_freed_too_early() -> None:
     with pytest.raises(AssertionError):
         for seed in range(20):
-            NarrowSimulation([(9, False)], seed, 2, True, free=7).start()
+            NarrowSimulation([(9, False)], seed, 2, free=7).start()
 
 
 # ---- Protocol of the wide kernel: a cluster whose blocks copy for each other.
@@ -814,5 +795,5 @@ def test_random_sequences_of_tiles() -> None:
     for seed in range(12):
         chance = random.Random(seed)
         tiles = [(chance.randrange(6), chance.random() < 0.5) for _ in range(5)]
-        NarrowSimulation(tiles, seed, chance.choice([2, 3]), chance.random() < 0.5).start()
+        NarrowSimulation(tiles, seed, chance.choice([2, 3])).start()
         WideSimulation(tiles, seed, chance.choice([1, 2]), chance.random() < 0.5).start()
