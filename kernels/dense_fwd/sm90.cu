@@ -44,6 +44,12 @@ int heads_at_once(const DenseFwdParams& params) {
   return static_cast<int>(kv_heads * (params.h_q / params.h_kv));
 }
 
+// The most tiles of `rows` queries that all sequences can have: the host does not see where they begin.
+int64_t most_tiles(const DenseFwdParams& params, int rows) {
+  const int64_t sequences = std::min<int64_t>(params.batch, params.tot_q);
+  return (params.tot_q - sequences) / rows + sequences;
+}
+
 #ifdef FLASH_DSA_BOUNDED_WAIT
 template <class Plan>
 std::string narrow_barrier_name(int offset) {
@@ -64,7 +70,7 @@ void launch_narrow(const DenseFwdParams& params, CUstream_st* stream) {
   const auto kernel = sm90::dense_narrow_kernel<Plan>;
   // First of all: it binds the device's context to this thread, which the driver asks for where it makes tensor maps.
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes), kName);
-  const int64_t tiles = params.tot_q / Plan::kM + params.batch;
+  const int64_t tiles = most_tiles(params, Plan::kM);
   const int64_t blocks = std::min<int64_t>(multiprocessors(kName), tiles * params.h_q);
   if (blocks == 0) return;
   sm90::NarrowLaunch launch{};
@@ -105,7 +111,7 @@ void set_tiles(sm90::DenseLaunch& launch) {
   launch.chunks = static_cast<uint32_t>(by_heads ? chunks / 2 : chunks);
   launch.chunk_heads = by_heads ? 2 * sm90::kM : sm90::kM;
   const int unit_queries = launch.tile_queries + launch.rank_queries;
-  launch.tiles_per_head = static_cast<uint32_t>(params.tot_q / unit_queries + params.batch);
+  launch.tiles_per_head = static_cast<uint32_t>(most_tiles(params, unit_queries));
   launch.tiles = launch.tiles_per_head * launch.chunks * static_cast<uint32_t>(params.h_kv) * Plan::kCluster;
 }
 

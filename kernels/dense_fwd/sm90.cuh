@@ -44,8 +44,9 @@
 
 namespace flash_dsa::sm90 {
 
-// Tiles are numbered so that blocks of a cluster, `rank`, have consecutive ones. The others of a number, from the
-// fastest: group of heads of a key head (chunk), tile of queries of all sequences (find_tile), key head.
+// Tiles are numbered so that blocks of a cluster, `rank`, have consecutive ones; without `rank` it is a unit's number.
+// The others of a number, from the fastest: group of heads of a key head (chunk), tile of queries of all sequences
+// (find_tile), key head.
 struct DenseLaunch {
   CUtensorMap q, k, v;
   DenseFwdParams call;
@@ -133,8 +134,16 @@ class DenseProducer {
  private:
   __device__ static int rank() { return Plan::kCluster == 1 ? 0 : static_cast<int>(cluster_rank()); }
 
+  // Clusters take the units of a round there, those of the next back: who had the longest of a causal sequence gets the
+  // shortest, whatever the round has in common with the sequence's length.
+  __device__ uint32_t unit_of(uint32_t tile) const {
+    const uint32_t clusters = gridDim.x / Plan::kCluster, unit = tile / Plan::kCluster, round = unit / clusters;
+    const bool back = round % 2 == 1 && (round + 1) * gridDim.x <= launch_.tiles;  // a last one is not a whole one
+    return back ? (2 * round + 1) * clusters - 1 - unit : unit;
+  }
+
   __device__ void copy_tile(uint32_t tile) {
-    const uint32_t unit = tile / Plan::kCluster;
+    const uint32_t unit = unit_of(tile);
     const int chunk = static_cast<int>(unit % launch_.chunks);
     const int number = static_cast<int>(unit / launch_.chunks % launch_.tiles_per_head);
     const int kv_head = static_cast<int>(unit / launch_.chunks / launch_.tiles_per_head);
