@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m asv_bench", description="Measures MLA prefill attention, sparse and dense.")
     commands = parser.add_subparsers(dest="command", required=True)
     sweep = commands.add_parser("sweep", help="measure every combination of case and implementation, and report")
-    sweep.add_argument("--set", help="seed, smoke, serving, sparse or tiny (default: seed with a GPU, else smoke)")
+    sweep.add_argument("--set", help="seed, smoke, serving, sparse, prompt, ... (default: seed with a GPU, else smoke)")
     sweep.add_argument("--cases", help="ids, comma-separated, instead of a set")
     sweep.add_argument("--implementations", help="names or module:function, comma-separated (default: all built in)")
     sweep.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")

@@ -97,6 +97,11 @@ class Problem:
         return self.s_q * self.s_kv
 
     @property
+    def is_prompt(self) -> bool:
+        """Whether it is sparse attention of a whole prompt: every query to tokens up to its own."""
+        return self.indices == "causal_prompt" and self.s_q == self.s_kv
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of K and V as the call gets them: the shared latent for `sparse_fwd`, both tensors for `dense_fwd`."""
         per_row = self.d_qk if self.op == "sparse_fwd" else self.d_qk + self.d_v
@@ -151,6 +156,16 @@ def dense_counterpart(problem: Problem) -> Problem:
     )
 
 
+def prompt_counterpart(problem: Problem) -> Problem:
+    """What serving engines run instead of sparse attention for a whole prompt: causal MHA of head sizes 192 and 128."""
+    return Problem("dense_fwd", problem.s_q, problem.s_kv, problem.h_q, problem.h_q, 192, 128, causal=True)
+
+
+def counterpart(problem: Problem) -> Problem:
+    """The dense problem that a sparse one is compared with, and takes turns with."""
+    return prompt_counterpart(problem) if problem.is_prompt else dense_counterpart(problem)
+
+
 def sparse_case(
     s_q: int,
     s_kv: int,
@@ -177,6 +192,11 @@ def dense_case(s_q: int, s_kv: int, h_q: int, h_kv: int, d_qk: int, d_v: int, ca
 def _with_dense(case: Case) -> tuple[Case, Case]:
     other = dense_counterpart(case.problem)
     return case, dense_case(other.s_q, other.s_kv, other.h_q, other.h_kv, other.d_qk, other.d_v)
+
+
+def _prompt(tokens: int, topks: Iterable[int], h_q: int = 128) -> tuple[Case, ...]:
+    sparse = [sparse_case(tokens, tokens, topk, h_q=h_q, indices="causal_prompt") for topk in topks]
+    return (*sparse, dense_case(tokens, tokens, h_q, h_q, 192, 128, causal=True))
 
 
 def _expect(holds: bool, name: str, expected: str, got: object) -> None:
@@ -250,6 +270,15 @@ _SETS: dict[str, tuple[Case, ...]] = {
         sparse_case(8, 64, 16, h_q=4, indices="causal_prompt", features="attn_sink+topk_length"),
         dense_case(8, 64, 4, 2, 192, 128, causal=True),
     ),
+    # Whole causal prompts, for the crossover of each topk with dense 192/128. At 7 times topk both have as many FLOPs:
+    # lengths are closer there. Beside the longest, 80 GB have room for one topk alone.
+    "prompt": (
+        *(case for s in (2048, 3072, 4096, 6144, 8192) for case in _prompt(s, (512, 1024, 2048))),
+        *(case for s in (12288, 16384, 24576, 32768) for case in _prompt(s, (512, 1024, 2048))),
+        *(case for s in (65536, 131072) for case in _prompt(s, (2048,))),
+    ),
+    # The same for two CPU cores.
+    "prompt-smoke": tuple(case for s in (128, 256, 512, 1024, 2048) for case in _prompt(s, (32, 64), h_q=16)),
 }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from asv_bench import provenance
-from asv_bench.cases import Problem, dense_counterpart
+from asv_bench.cases import Problem, counterpart, dense_counterpart
 from asv_bench.record import Record, problem_of
 from asv_bench.tables import Table, byte_count, digits, milliseconds, percent, small, times
 
@@ -60,7 +60,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Row:
-    """A sparse problem beside its dense counterpart: one line of the seed's summary.
+    """A sparse problem beside its dense counterpart: one line of the seed's summary, or of that of prompts.
 
     Args:
         problem: the sparse one. sparse, dense: records by implementation, with or without a number.
@@ -79,7 +79,20 @@ class Row:
     @property
     def theoretical_speedup(self) -> float:
         """Dense FLOPs over sparse FLOPs."""
-        return dense_counterpart(self.problem).flops / self.problem.flops
+        return counterpart(self.problem).flops / self.problem.flops
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """From which s_kv on sparse is faster than dense: between two that were measured, and nothing beyond them.
+
+    Args:
+        above: the largest s_kv at which dense is faster, or None. upto: the smallest from which on sparse is faster at
+            all that were measured, or None. Where an interval holds 1 neither is: such s_kv lie between both.
+    """
+
+    above: int | None
+    upto: int | None
 
 
 class Sweep:
@@ -106,6 +119,13 @@ class Sweep:
         problems = [p for p in self._by_problem if p.op == "sparse_fwd" and (p.indices, p.features) == ("seed", "none")]
         with_dense = [p for p in problems if self.of(dense_counterpart(p))]
         return [Row(p, self.of(p), self.of(dense_counterpart(p))) for p in with_dense or problems]
+
+    @property
+    def prompts(self) -> list[Row]:
+        """Whole causal prompts beside the dense attention that serving engines run for them, by topk and s_kv."""
+        problems = [p for p in self._by_problem if p.is_prompt and p.features == "none"]
+        problems.sort(key=lambda p: (p.h_q, p.d_qk, p.topk or 0, p.s_kv))
+        return [Row(p, self.of(p), self.of(counterpart(p))) for p in problems if self.of(counterpart(p))]
 
     @property
     def implementations(self) -> list[str]:
@@ -142,6 +162,17 @@ def ratio(slower: Record | None, faster: Record | None) -> Ratio | None:
     if slower is None or faster is None or not has_number(slower) or not has_number(faster):
         return None
     return interval_ratio(slower, faster) if took_turns(slower, faster) else None
+
+
+def crossover(ratios: Mapping[int, Ratio]) -> Crossover:
+    """Between which measured s_kv sparse overtakes dense for good.
+
+    Args:
+        ratios: time of dense over that of sparse, by s_kv.
+    """
+    above = max((s_kv for s_kv, found in ratios.items() if found.side < 0), default=None)
+    not_faster = max((s_kv for s_kv, found in ratios.items() if found.side <= 0), default=0)
+    return Crossover(above, min((s_kv for s_kv in ratios if s_kv > not_faster), default=None))
 
 
 def interval_ratio(slower: Record, faster: Record) -> Ratio:
@@ -289,6 +320,22 @@ def _complexity_lines(sweep: Sweep) -> list[Line]:
             small(ours["max_abs_err"] if ours else None),
         )
         lines.append(line)
+    return lines
+
+
+def prompts_table(sweep: Sweep) -> Table:
+    """Whole causal prompts: sparse beside dense 192/128."""
+    columns = ["heads", "topk", "tokens", "dense 192/128 sdpa ms", f"dense 192/128 {OURS} ms", f"sparse {OURS} ms"]
+    return _table(sweep, "Causal prompts", [*columns, "vs best dense", "theoretical"], _prompt_lines)
+
+
+def _prompt_lines(sweep: Sweep) -> list[Line]:
+    lines: list[Line] = []
+    for row in sweep.prompts:
+        problem, ours = row.problem, row.sparse.get(OURS)
+        line = [f"{problem.h_q}", f"{problem.topk}", f"{problem.s_kv}"]
+        line += [_cell(found) for found in (row.dense.get("sdpa"), row.dense.get(OURS), ours)]
+        lines.append((*line, times(_value(ratio(row.best_dense, ours))), times(row.theoretical_speedup)))
     return lines
 
 

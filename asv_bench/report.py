@@ -53,7 +53,8 @@ def render(sweep: Sweep, draw: bool = True) -> dict[str, str | Plot]:
 
 def console(sweep: Sweep) -> str:
     """What a sweep prints at its end: the seed's two tables, ratios, findings, failures."""
-    tables = [findings.summary_table(sweep), findings.complexity_table(sweep), findings.ratios_table(sweep)]
+    makers = (findings.summary_table, findings.complexity_table, findings.prompts_table, findings.ratios_table)
+    tables = [make(sweep) for make in makers]
     parts = [table.text() for table in tables if table.rows]
     parts += ["\n".join(f"{topic}: {sentence}" for topic, sentence in sentences(sweep))]
     failures = findings.failures_table(sweep)
@@ -162,6 +163,7 @@ def _agreement(machine: Machine) -> str:
 BLOCKS: dict[str, Callable[[Machine], str]] = {
     "summary": _table(findings.summary_table),
     "complexity": _table(findings.complexity_table),
+    "prompts": _table(findings.prompts_table),
     "ratios": _table(findings.ratios_table),
     "measurements": _table(findings.measurements_table),
     "failures": _table(findings.failures_table),
@@ -196,6 +198,7 @@ def _page(sweep: Sweep, draw: bool) -> str:
     tables = [
         findings.summary_table(sweep),
         findings.complexity_table(sweep),
+        findings.prompts_table(sweep),
         findings.ratios_table(sweep),
         findings.measurements_table(sweep),
         findings.failures_table(sweep),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from asv_bench import provenance
-from asv_bench.cases import Problem, dense_counterpart
+from asv_bench.cases import Problem, dense_counterpart, prompt_counterpart
 from asv_bench.findings import (
     OURS,
     Drift,
@@ -14,6 +14,7 @@ from asv_bench.findings import (
     Row,
     Sweep,
     controls_of,
+    crossover,
     drifts,
     has_number,
     interval_ratio,
@@ -55,7 +56,7 @@ def _speed(sweep: Sweep) -> list[str]:
     known = [(row, value) for row in rows if (value := ratio(row.best_dense, row.sparse.get(OURS)))]
     if known:
         said += [_against_dense(*max(known, key=lambda pair: pair[1].value)), _where_faster(known, len(rows))]
-    return said + _growth(rows)
+    return said + _crossovers(sweep.prompts) + _growth(rows)
 
 
 def _against(what: str, rival: str, ratios: Sequence[Ratio]) -> list[str]:
@@ -112,6 +113,47 @@ def _where_faster(known: Sequence[tuple[Row, Ratio]], asked: int) -> str:
         return f"Sparse is not distinguishable from that dense at any {measured} ({_list(same)})."
     words = (("faster than that dense at s_kv", fast), ("slower at", slow), ("not distinguishable from it at", same))
     return f"Sparse is {', '.join(f'{word} {_list(values)}' for word, values in words if values)}."
+
+
+def _crossovers(rows: Sequence[Row]) -> list[str]:
+    """Of whole causal prompts: between which lengths each topk overtakes dense 192/128, and what is not counted."""
+    shapes: dict[tuple[int, int | None], dict[int, Ratio]] = {}
+    for row in rows:
+        found = ratio(row.best_dense, row.sparse.get(OURS))
+        if found:
+            shapes.setdefault((row.problem.h_q, row.problem.topk), {})[row.problem.s_kv] = found
+    said = [
+        f"For causal prompts of {min(found)} to {max(found)} tokens with {heads} heads, sparse at topk {topk} "
+        f"{_crossing(found)}."
+        for (heads, topk), found in shapes.items()
+        if len(found) > 1
+    ]
+    if not said:
+        return []
+    longest = rows[-1].problem
+    more = dense_counterpart(longest).flops / prompt_counterpart(longest).flops
+    return [
+        *said,
+        f"Dense 192/128 is what serving engines run for a prompt; the seed's dense 576/512 over all keys has "
+        f"{times(more)} its FLOPs. These are times of attention alone: the projection GEMMs are not counted, and they "
+        "differ (dense 192/128 has K and V of every head made from the latent KV, sparse has queries and outputs "
+        "carried into the latent space and back); nor is the indexer, which sparse alone needs.",
+    ]
+
+
+def _crossing(ratios: Mapping[int, Ratio]) -> str:
+    """Where sparse overtakes dense, with the ratios at both ends of the bracket."""
+    rival, found = "the fastest dense 192/128", crossover(ratios)
+    if found.upto is None:
+        claim, shown = f"does not overtake {rival} at any measured s_kv", [max(ratios)]
+    elif found.above is not None:
+        claim, shown = f"overtakes {rival} between s_kv {found.above} and {found.upto}", [found.above, found.upto]
+    elif found.upto == min(ratios):
+        claim, shown = f"is faster than {rival} at every measured s_kv", [found.upto]
+    else:
+        claim, shown = f"is faster than {rival} from s_kv {found.upto} on, not distinguishable below", [found.upto]
+    ends = ", ".join(f"{_interval(ratios[s_kv])} at {s_kv}" for s_kv in shown)
+    return f"{claim} (time of dense over that of sparse: {ends})"
 
 
 def _growth(rows: Sequence[Row]) -> list[str]:

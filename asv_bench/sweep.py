@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from asv_bench import controls, implementations, record, sampling, telemetry
 from asv_bench import group as groups
-from asv_bench.cases import Case, Problem
+from asv_bench.cases import Case, Problem, counterpart
 from asv_bench.clocks import Clock, CpuClock
 from asv_bench.errors import Crashed, DeviceLost, NoNumber, Unavailable, error_of
 from asv_bench.group import Bench, Member, Outcome
@@ -110,7 +110,7 @@ def groups_of(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
     """Cases by shape, in order of first appearance: a sparse problem beside its dense counterpart."""
     groups: dict[tuple[int, ...], list[Case]] = {}
     for case in cases:
-        problem = case.problem
+        problem = counterpart(case.problem) if case.problem.op == "sparse_fwd" else case.problem
         groups.setdefault((problem.s_q, problem.s_kv, problem.h_q, problem.d_qk, problem.d_v), []).append(case)
     return [tuple(group) for group in groups.values()]
 

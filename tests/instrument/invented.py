@@ -81,6 +81,18 @@ def seed_sweep() -> list[Record]:
     return records
 
 
+def prompt_sweep() -> list[Record]:
+    """Causal prompts: both at 500 TFLOPS, and sdpa at half of that; no record for topk 512 at 2048."""
+    records = []
+    for case in cases.cases_of("prompt"):
+        seconds = case.problem.flops / 500e12
+        if case.problem.op == "dense_fwd":
+            records.append(number(case.problem, "sdpa", 2 * seconds))
+        if (case.problem.topk, case.problem.s_kv) != (512, 2048):
+            records.append(number(case.problem, "flash_dsa", seconds))
+    return records
+
+
 def sweep_of(*records: Record) -> Sweep:
     """Records as a sweep."""
     return Sweep("invented", record.in_order(records))

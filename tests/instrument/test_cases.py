@@ -79,6 +79,26 @@ PUBLISHED = [
     "dense-q8-kv64-h4x4-d576x512-full",
     "sparse-q8-kv64-k16-h4-d576-causal_prompt-attn_sink+topk_length",
     "dense-q8-kv64-h4x2-d192x128-causal",
+    *(
+        name
+        for s in (2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
+        for name in (
+            *(f"sparse-q{s}-kv{s}-k{k}-h128-d576-causal_prompt" for k in (512, 1024, 2048)),
+            f"dense-q{s}-kv{s}-h128x128-d192x128-causal",
+        )
+    ),
+    "sparse-q65536-kv65536-k2048-h128-d576-causal_prompt",
+    "dense-q65536-kv65536-h128x128-d192x128-causal",
+    "sparse-q131072-kv131072-k2048-h128-d576-causal_prompt",
+    "dense-q131072-kv131072-h128x128-d192x128-causal",
+    *(
+        name
+        for s in (128, 256, 512, 1024, 2048)
+        for name in (
+            *(f"sparse-q{s}-kv{s}-k{k}-h16-d576-causal_prompt" for k in (32, 64)),
+            f"dense-q{s}-kv{s}-h16x16-d192x128-causal",
+        )
+    ),
 ]
 
 TINY = Problem("sparse_fwd", 8, 64, 4, 1, 576, 512, topk=16, indices="seed")
@@ -110,6 +130,26 @@ def test_seed_set_is_the_notebooks_six_shapes_with_their_dense_counterparts() ->
     assert sparse == [(*shape, 128, 576) for shape in shapes]
     assert found[1::2] == [cases.dense_counterpart(p) for p in found[::2]]
     assert all(p.h_kv == 128 for p in found[1::2])
+
+
+@pytest.mark.parametrize("name, topk", [("prompt", 2048), ("prompt-smoke", 64)])
+def test_prompts_go_past_where_sparse_and_dense_have_as_many_flops(name: str, topk: int) -> None:
+    """On both sides of it, for every topk; and each sparse case has its dense counterpart in the set."""
+    found = [case.problem for case in cases.cases_of(name)]
+    sparse = [p for p in found if p.op == "sparse_fwd"]
+    assert all(p.is_prompt and cases.counterpart(p) in found for p in sparse)
+    assert {cases.counterpart(p) for p in sparse} == {p for p in found if p.op == "dense_fwd"}
+    assert max(p.topk or 0 for p in sparse) == topk
+    for one in {p.topk for p in sparse}:
+        shares = [cases.counterpart(p).flops / p.flops for p in sparse if p.topk == one]
+        assert len(shares) >= 5 and min(shares) < 0.9 and max(shares) > 2.0
+
+
+def test_only_whole_prompts_are_compared_with_dense_192_128() -> None:
+    whole = cases.find(["sparse-q4096-kv4096-k2048-h128-d576-causal_prompt"])[0].problem
+    assert cases.counterpart(whole) == Problem("dense_fwd", 4096, 4096, 128, 128, 192, 128, causal=True)
+    for other in (dataclasses.replace(whole, indices="uniform"), dataclasses.replace(whole, s_q=2048)):
+        assert cases.counterpart(other) == cases.dense_counterpart(other)
 
 
 def test_flops_of_the_seed_formula() -> None:

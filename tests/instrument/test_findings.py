@@ -9,7 +9,7 @@ from instrument import invented
 from instrument.invented import sweep_of
 
 from asv_bench import cases, findings, plots, provenance, record, report, tables
-from asv_bench.findings import Sweep
+from asv_bench.findings import Crossover, Ratio, Sweep
 from asv_bench.sentences import sentences
 
 SPARSE, DENSE = (case.problem for case in cases.cases_of("seed")[:2])
@@ -262,6 +262,102 @@ def test_growth_is_that_of_sparse_naive_and_the_fastest_dense(seed_sweep: Sweep)
         for found in invented.seed_sweep()
     ]
     assert not any("131072 as at" in text for _, text in sentences(Sweep("invented", moved)))
+
+
+@pytest.mark.parametrize(
+    "sides, expected",
+    [
+        ({1: -1, 2: 0, 4: 1}, Crossover(1, 4)),
+        ({1: -1, 2: 1, 4: -1, 8: 1}, Crossover(4, 8)),
+        ({1: 1, 2: 1}, Crossover(None, 1)),
+        ({1: 0, 2: 1}, Crossover(None, 2)),
+        ({1: -1, 2: 0}, Crossover(1, None)),
+        ({4: 1, 1: -1, 2: 1}, Crossover(1, 2)),  # in whatever order
+        ({}, Crossover(None, None)),
+    ],
+)
+def test_a_crossover_lies_between_two_that_were_measured(sides: dict[int, int], expected: Crossover) -> None:
+    of_side = {-1: Ratio(0.5, 0.49, 0.51), 0: Ratio(1.0, 0.99, 1.01), 1: Ratio(2.0, 1.99, 2.01)}
+    assert findings.crossover({s_kv: of_side[side] for s_kv, side in sides.items()}) == expected
+
+
+def crossings(*records: record.Record) -> list[str]:
+    return [text for text in said_of(*records).split("\n") if text.startswith("For causal prompts")]
+
+
+def test_the_crossover_of_prompts_is_bracketed_for_each_topk() -> None:
+    """At equal TFLOPS it is where the FLOPs are equal: s_kv (320 / 2) = topk 1088."""
+    said = [text for _, text in sentences(sweep_of(*invented.prompt_sweep()))]
+    begun = next(at for at, text in enumerate(said) if text.startswith("For causal prompts"))
+    assert said[begun : begun + 3] == [
+        "For causal prompts of 3072 to 32768 tokens with 128 heads, sparse at topk 512 overtakes the fastest dense "
+        "192/128 between s_kv 3072 and 4096 (time of dense over that of sparse: 0.865x to 0.900x at 3072, 1.15x to "
+        "1.20x at 4096).",
+        "For causal prompts of 2048 to 32768 tokens with 128 heads, sparse at topk 1024 overtakes the fastest dense "
+        "192/128 between s_kv 6144 and 8192 (time of dense over that of sparse: 0.865x to 0.900x at 6144, 1.15x to "
+        "1.20x at 8192).",
+        "For causal prompts of 2048 to 131072 tokens with 128 heads, sparse at topk 2048 overtakes the fastest dense "
+        "192/128 between s_kv 12288 and 16384 (time of dense over that of sparse: 0.865x to 0.900x at 12288, 1.15x to "
+        "1.20x at 16384).",
+    ]
+    assert said[begun + 3] == (
+        "Dense 192/128 is what serving engines run for a prompt; the seed's dense 576/512 over all keys has 6.80x its "
+        "FLOPs. These are times of attention alone: the projection GEMMs are not counted, and they differ (dense "
+        "192/128 has K and V of every head made from the latent KV, sparse has queries and outputs carried into the "
+        "latent space and back); nor is the indexer, which sparse alone needs."
+    )
+
+
+def test_prompts_stand_beside_the_seed_and_not_among_it(seed_sweep: Sweep) -> None:
+    both = Sweep("invented", [*invented.seed_sweep(), *invented.prompt_sweep()])
+    assert [row.problem for row in both.rows] == [row.problem for row in seed_sweep.rows]
+    assert plots.speedup_data(both) == plots.speedup_data(seed_sweep)
+    said = [text for _, text in sentences(both)]
+    seed = said.index("Sparse is faster than that dense at every measured s_kv, from 4096 to 131072.")
+    assert said[seed + 1].startswith("For causal prompts")
+    assert not any("prompt" in text for _, text in sentences(seed_sweep))
+
+
+def test_what_did_not_take_turns_or_has_one_length_has_no_crossover() -> None:
+    found = invented.prompt_sweep()
+    assert crossings(*(one for one in found if one["s_kv"] == 8192)) == []
+    apart = [one | {"telemetry": one["telemetry"] | {"run": one["op"]}} for one in found]
+    assert crossings(*apart) == []
+    assert "projection" not in said_of(*apart)
+
+
+@pytest.mark.parametrize(
+    "seconds, claim",
+    [
+        ((1.0, 1.0), "does not overtake the fastest dense 192/128 at any measured s_kv (time of dense over that of"),
+        ((2.0, 2.0), "is faster than the fastest dense 192/128 at every measured s_kv (time of dense over that of"),
+        ((1.0, 2.0), "is faster than the fastest dense 192/128 from s_kv 16384 on, not distinguishable below (time of"),
+        ((0.5, 2.0), "overtakes the fastest dense 192/128 between s_kv 8192 and 16384 (time of"),
+    ],
+)
+def test_a_crossover_claims_no_more_than_its_ends(seconds: tuple[float, float], claim: str) -> None:
+    found = []
+    for s_kv, dense in zip((8192, 16384), seconds, strict=True):
+        problem = cases.find([f"sparse-q{s_kv}-kv{s_kv}-k2048-h128-d576-causal_prompt"])[0].problem
+        found += [invented.number(problem, "flash_dsa", 1.0)]
+        found += [invented.number(cases.counterpart(problem), "sdpa", dense)]
+    (said,) = crossings(*found)
+    assert f"sparse at topk 2048 {claim}" in said
+
+
+def test_prompts_have_a_table() -> None:
+    table = findings.prompts_table(sweep_of(*invented.prompt_sweep()))
+    assert len(table.rows) == 8 + 9 + 11  # topk 512 has none at 2048
+    assert cells(table, len(table.rows) - 1) == {
+        "heads": "128",
+        "topk": "2048",
+        "tokens": "131072",
+        "dense 192/128 sdpa ms": "2,815",
+        "dense 192/128 flash_dsa ms": "1,407",
+        "sparse flash_dsa ms": "150",
+        "vs best dense": "9.41x",
+        "theoretical": "9.41x",
+    }
 
 
 def test_more_than_the_roofline_is_called_impossible() -> None:

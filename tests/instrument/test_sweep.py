@@ -417,6 +417,14 @@ def test_groups_hold_a_sparse_problem_and_its_dense_counterpart() -> None:
     )
 
 
+def test_groups_hold_all_topks_of_a_prompt_and_dense_192_128() -> None:
+    groups = sweep.groups_of(cases.cases_of("prompt"))
+    assert [len(one) for one in groups] == [4] * 9 + [2] * 2
+    for shape in groups:
+        *sparse, dense = (case.problem for case in shape)
+        assert {cases.counterpart(problem) for problem in sparse} == {dense}
+
+
 def test_doctor_says_what_is_there_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "doctor",
