@@ -472,7 +472,7 @@ class Values {
         if (!plain && __any_sync(~0u, kind == kEnd)) break;
         if (first) ring_.advance(kRegisterQuarters);  // Q
         if constexpr (Plan::kSeparateValues) {
-          if (first) ring_.advance(kQuarters);                                      // keys of this block
+          if (first) ring_.advance(kQuarters);                                    // keys of this block
           if (plain || !__any_sync(~0u, kind & kLast)) ring_.advance(kQuarters);  // and of the next
         }
         if (!plain && __any_sync(~0u, (kind & ~kLast) == kRescaled)) rescale();
