@@ -454,13 +454,12 @@ class Scores {
 
 // ---- Values: PV of 256 columns, epilogue.
 
-template <class Plan>
+template <class Plan, int kSide>
 class Values {
   using Launch = typename Plan::Launch;
 
  public:
-  __device__ Values(const Launch& launch, const Shared& shared, int side)
-      : launch_(launch), shared_(shared), side_(side) {}
+  __device__ Values(const Launch& launch, const Shared& shared) : launch_(launch), shared_(shared) {}
 
   __device__ void run() {
     for (uint32_t tile = blockIdx.x; tile < launch_.tiles; tile += gridDim.x) {
@@ -503,8 +502,8 @@ class Values {
 
   __device__ void multiply() {
     const uint64_t p = k_major(shared_.base + Plan::kP + p_.slot() * kTileBytes);
-    const auto first = ring_.after(side_);
-    const auto second = ring_.after(Plan::kSeparateValues ? value_quarter(side_ + 2) : side_ + 2);
+    const auto first = ring_.after(kSide);
+    const auto second = ring_.after(Plan::kSeparateValues ? value_quarter(kSide + 2) : kSide + 2);
     await(first);
     pin(out_[0]);
     pin(out_[1]);
@@ -585,7 +584,7 @@ class Values {
           transpose(words);
           if (out != nullptr) {
             // Written once and not read here: keys are worth more in L2.
-            __stcs(reinterpret_cast<uint4*>(at + side_ * 256 + half * 128 + j * 8),
+            __stcs(reinterpret_cast<uint4*>(at + kSide * 256 + half * 128 + j * 8),
                    make_uint4(words[0], words[1], words[2], words[3]));
           }
         }
@@ -595,7 +594,6 @@ class Values {
 
   const Launch& launch_;
   const Shared shared_;
-  const int side_;
   float out_[2][64];  // columns 128 half + 8 j + 2 (lane % 4) + i of this side in out_[half][4 j + 2 h + i]
   Cursor<Plan::kRing> ring_;
   Cursor<2> p_;
@@ -642,7 +640,11 @@ __device__ inline void run_roles(const typename Plan::Launch& launch, unsigned c
     if (!Plan::kTold || thread() < kWarp) Producer(launch, shared).run();
   } else {
     grow_registers<kValueRegisters>();
-    Values<Plan>(launch, shared, role - 1).run();
+    if (role == 1) {
+      Values<Plan, 0>(launch, shared).run();
+    } else {
+      Values<Plan, 1>(launch, shared).run();
+    }
   }
   if constexpr (Plan::kCluster > 1) cluster_sync();  // what the other block frees is freed here, too
 }

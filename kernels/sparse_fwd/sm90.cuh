@@ -215,16 +215,41 @@ class Producer {
     return {row, chunk, sm80::swizzled<128>(row, chunk)};
   }
 
-  // Where the queries of a tile begin, in chunks of 16 bytes, and which of its rows this thread copies. Rows past the
-  // last head repeat it; they are computed and not written.
-  __device__ const uint4* queries(uint32_t tile, const Place& place, int (&number)[4]) const {
+  // Where a thread's four rows begin, at its chunk, and the bytes of each copy from them: none where a row does not
+  // count, which then becomes zeros and is not read. Kept from quarter to quarter, so that nothing stands between copies.
+  struct Rows {
+    const unsigned char* at[4];
+    int bytes[4];
+  };
+
+  // Rows past the last head repeat it; they are computed and not written.
+  __device__ Rows queries(uint32_t tile, const Place& place) const {
     const int head = launch_.head(tile), last = min(kM, launch_.call.h_q - head) - 1;
+    const uint4* const q = reinterpret_cast<const uint4*>(static_cast<const bf16*>(launch_.call.q) +
+                                                          launch_.query(tile) * launch_.call.q_stride_s +
+                                                          head * launch_.call.q_stride_h) +
+                           place.chunk;
+    Rows rows;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) number[k] = min(place.row + 16 * k, last);
-    return reinterpret_cast<const uint4*>(static_cast<const bf16*>(launch_.call.q) +
-                                          launch_.query(tile) * launch_.call.q_stride_s +
-                                          head * launch_.call.q_stride_h) +
-           place.chunk;
+    for (int k = 0; k < 4; ++k) {
+      const uint64_t row = static_cast<uint32_t>(min(place.row + 16 * k, last));
+      rows.at[k] = reinterpret_cast<const unsigned char*>(q + row * launch_.q_stride);
+      rows.bytes[k] = 16;
+    }
+    return rows;
+  }
+
+  __device__ Rows keys(int2 index, const Place& place) const {
+    Rows rows;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int row = __shfl_sync(~0u, k < 2 ? index.x : index.y, place.row + k % 2 * 16);
+      rows.bytes[k] = valid(row) ? 16 : 0;
+      const uint64_t chunks = static_cast<uint64_t>(valid(row) ? row : 0) * launch_.kv_stride;
+      rows.at[k] = reinterpret_cast<const unsigned char*>(static_cast<const uint4*>(launch_.call.kv) + chunks +
+                                                          place.chunk);
+    }
+    return rows;
   }
 
   // Where in the ring, by OR: ptxas 13.0 leaves the sum of a uniform and another register to the copy, and with a cache
@@ -237,72 +262,52 @@ class Producer {
   // The quarters of Q that become registers travel through the ring.
   __device__ void copy_queries(uint32_t tile) {
     const Place at = place();
-    int number[4];
-    const uint4* source = queries(tile, at, number);
-    const uint64_t policy = leave_l2_soon();
+    const Rows rows = queries(tile, at);
 #pragma unroll
-    for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) {
-      barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(ring_place(at.offset), source, first_column(quarter) / sm80::kChunk, launch_.q_stride, number, policy);
-      barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
-      ring_.advance();
-    }
+    for (int quarter = 0; quarter < kRegisterQuarters; ++quarter) copy_quarter(rows, at, quarter, leave_l2_soon());
   }
 
   // The rest of Q stays in shared memory until the scores of the tile's last block are there.
   __device__ void copy_last_queries(uint32_t tile) {
     const Place at = place();
-    int number[4];
-    const uint4* source = queries(tile, at, number);
+    const Rows rows = queries(tile, at);
     const uint64_t policy = leave_l2_soon();
     barrier_wait(shared_.base + Plan::kQEmpty, q_.empty_parity());
-    copy<2>(shared_.base + Plan::kQ + at.offset, source, first_column(kRegisterQuarters) / sm80::kChunk,
-            launch_.q_stride, number, policy);
-    if constexpr (Plan::kHasRope) {
-      copy<1>(shared_.base + Plan::kQ + 2 * kTileBytes + at.offset, source, 512 / sm80::kChunk, launch_.q_stride,
-              number, policy);
-    }
+    copy<2>(shared_.base + Plan::kQ + at.offset, rows, first_column(kRegisterQuarters), policy);
+    if constexpr (Plan::kHasRope) copy<1>(shared_.base + Plan::kQ + 2 * kTileBytes + at.offset, rows, 512, policy);
     barrier_arrive_after_copies(shared_.base + Plan::kQFull);
     q_.advance();
   }
 
   __device__ void gather_block(int2 index) {
     const Place at = place();
-    int number[4];
+    const Rows rows = keys(index, at);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      number[k] = __shfl_sync(~0u, k < 2 ? index.x : index.y, at.row + k % 2 * 16);
-      if (!valid(number[k])) number[k] = -1;
-    }
-#pragma unroll
-    for (int quarter = 0; quarter < kQuarters; ++quarter) {
-      barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
-      copy<2>(ring_place(at.offset), launch_.call.kv, at.chunk + first_column(quarter) / sm80::kChunk,
-              launch_.kv_stride, number, policy_);
-      barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
-      ring_.advance();
-    }
+    for (int quarter = 0; quarter < kQuarters; ++quarter) copy_quarter(rows, at, quarter, policy_);
     if constexpr (Plan::kHasRope) {
       barrier_wait(shared_.base + Plan::kRopeEmpty, rope_.empty_parity());
-      copy<1>(shared_.base + Plan::kRope + at.offset, launch_.call.kv, at.chunk + 512 / sm80::kChunk, launch_.kv_stride,
-              number, policy_);
+      copy<1>(shared_.base + Plan::kRope + at.offset, rows, 512, policy_);
       barrier_arrive_after_copies(shared_.base + Plan::kRopeFull);
       rope_.advance();
     }
   }
 
-  // 16 bytes of four rows, in kTiles tiles next to each other. A row of -1 becomes zeros and is not read.
+  __device__ void copy_quarter(const Rows& rows, const Place& at, int quarter, uint64_t policy) {
+    barrier_wait(shared_.base + Plan::kRingEmpty + ring_.slot() * 8, ring_.empty_parity());
+    copy<2>(ring_place(at.offset), rows, first_column(quarter), policy);
+    barrier_arrive_after_copies(shared_.base + Plan::kRingFull + ring_.slot() * 8);
+    ring_.advance();
+  }
+
+  // 16 bytes of each row, in kTiles tiles next to each other.
   template <int kTiles>
-  __device__ static void copy(uint32_t destination, const void* source, uint32_t chunk, uint32_t stride,
-                              int (&number)[4], uint64_t policy) {
+  __device__ static void copy(uint32_t destination, const Rows& rows, int column, uint64_t policy) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      asm volatile("" : "+r"(number[k]));  // addresses are cheap, and registers for four of them are not
-      const uint64_t chunks = static_cast<uint64_t>(static_cast<uint32_t>(max(number[k], 0))) * stride + chunk;
-      const uint4* row = static_cast<const uint4*>(source) + chunks;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        copy_async(destination + tile * kTileBytes + k * 16 * 128, row + tile * 8, number[k] >= 0 ? 16 : 0, policy);
+        copy_async(destination + tile * kTileBytes + k * 16 * 128, rows.at[k] + column * 2 + tile * 128, rows.bytes[k],
+                   policy);
       }
     }
   }
