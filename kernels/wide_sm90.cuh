@@ -23,9 +23,9 @@ constexpr int kLast = 4;                            // with the first two, where
 // P is held back where the quarters of the next block up to this one are there. A later one would hardly ever be: its
 // slot is one that only an earlier PV frees.
 constexpr int kLandedQuarter = 1;
-// It is handed over when so many of the 36 or 32 wgmmas of the next scores are left: 256 cycles, in which left and
-// right come to know.
-constexpr int kLastSteps = 8;
+// It is handed over before so many of the 36 or 32 wgmmas of the next scores are issued, which waits for those before
+// them: by the time left and right have come to know, the tensor cores are free.
+constexpr int kLastSteps = 4;
 
 constexpr int kQuarterBytes = 2 * kTileBytes;
 
@@ -159,10 +159,6 @@ class Scores {
       const bool last = ahead && !is_block(coming.slot());
       const uint2 mask = this->mask();
       await_p_slot();
-      // P of the block before is handed over when only kLastSteps are left: by the time left and right have seen it,
-      // the tensor cores are free.
-      wgmma_wait<Plan::kHasRope ? 2 : 1>();
-      if (held) hand_over();
       wgmma_wait<0>();
       pin(score);
       if constexpr (Plan::kHasRope) shared_.release<Plan::kCluster>(Plan::kRopeEmpty);
@@ -271,10 +267,10 @@ class Scores {
     return __all_sync(~0u, all);
   }
 
-  // The rest of S, in groups: up to kLastSteps before the end, and what follows. `second`, `others`: have landed and
-  // need not be waited for, the second quarter and those after it.
-  __device__ void multiply_rest(float (&score)[32], bool first, bool second, bool others) {
-    if (!second) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
+  // The rest of S. `held`: P of the block before is handed over on the way, and the second quarter has landed; `others`:
+  // those after it have, and need not be waited for.
+  __device__ void multiply_rest(float (&score)[32], bool first, bool held, bool others) {
+    if (!held) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
     multiply_quarter<1>(score);
     if (!others) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
     multiply_quarter<2>(score);
@@ -283,9 +279,8 @@ class Scores {
       last_q_.advance();
     }
     if (!others) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
-    multiply_quarter<3>(score);
+    multiply_quarter<3>(score, held);
     if constexpr (Plan::kHasRope) {
-      wgmma_commit();  // here ptxas ends a group anyway, and waits count it
       if (!others) barrier_wait(shared_.base + Plan::kRopeFull, rope_.full_parity());
       wgmma_begin();
 #pragma unroll
@@ -299,7 +294,7 @@ class Scores {
   }
 
   template <int kQuarter>
-  __device__ void multiply_quarter(float (&score)[32]) {
+  __device__ void multiply_quarter(float (&score)[32], bool held = false) {
     constexpr int kSteps = Plan::kDqk / 16;
     wgmma_begin();
     const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
@@ -311,7 +306,7 @@ class Scores {
       } else {
         multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
       }
-      if (kQuarter * 8 + step + 1 == kSteps - kLastSteps) wgmma_commit();
+      if (kQuarter * 8 + step + 1 == kSteps - kLastSteps && held) hand_over();
     }
     ring_.advance();
   }
