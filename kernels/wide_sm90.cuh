@@ -18,7 +18,8 @@ constexpr int kM = 64, kN = 64;       // rows of a tile, keys of a block
 constexpr int kQuarters = 4;          // of a block of keys, 128 columns each
 constexpr int kRegisterQuarters = 3;  // whose Q is in registers: 96 of them
 constexpr int kMessages = 4;
-constexpr int kBlock = 0, kRescaled = 1, kEnd = 2;  // what a P slot holds
+constexpr int kSlots = 4;  // of what scores hands over; P of every other one is in the same place
+constexpr int kBlock = 0, kRescaled = 1, kEnd = 2;  // what a slot holds
 constexpr int kLast = 4;                            // with the first two, where kSeparateValues: the tile's last block
 // P is held back where the quarters of the next block up to this one are there. A later one would hardly ever be: its
 // slot is one that only an earlier PV frees.
@@ -37,8 +38,8 @@ __host__ __device__ constexpr int first_column(int quarter) { return quarter % 2
 __host__ __device__ constexpr int value_quarter(int place) { return place ^ place >> 1; }
 
 // What is known of a plan when it is compiled. An op derives its Plan from it and adds
-//   Launch               of which Scores and Values need: tiles, scale_log2, slack, place(tile), finish_row(),
-//                        output_row()
+//   Launch               of which Scores and Values need: tiles, scale_log2, slack, place(tile), end_row(),
+//                        write_row(), output_row()
 //   mask(), last()       how a message hides scores; kLast or 0
 // kSeparateValues: V is not in K's storage. Its quarters are in the ring, too, each block's behind the keys of the next
 // block if there is one; scores frees keys, left and right free values.
@@ -61,10 +62,10 @@ struct WidePlan {
   static constexpr int kRope = kQ + (kHasRope ? 3 : 2) * kTileBytes;
   static constexpr int kP = kRope + (kHasRope ? kTileBytes : 0);
   static constexpr int kFactors = kP + 2 * kTileBytes;
-  static constexpr int kKinds = kFactors + 2 * kM * 4;
-  static constexpr int kMessageOffset = kKinds + 2 * kWarps * 4;
-  static constexpr int kPlaces = kMessageOffset + kMessages * 8;  // of messages, of P slots, the producer's
-  static constexpr int kBarriers = kPlaces + (kTold ? (kMessages + 3) * 16 : 0);
+  static constexpr int kKinds = kFactors + kSlots * kM * 4;
+  static constexpr int kMessageOffset = kKinds + kSlots * kWarps * 4;
+  static constexpr int kPlaces = kMessageOffset + kMessages * 8;  // of messages, of slots, the producer's
+  static constexpr int kBarriers = kPlaces + (kTold ? (kMessages + kSlots + 1) * 16 : 0);
 
   // Barriers, 8 bytes each.
   static constexpr int kRingFull = kBarriers;
@@ -76,8 +77,8 @@ struct WidePlan {
   static constexpr int kQFull = kMessageEmpty + kMessages * 8;
   static constexpr int kQEmpty = kQFull + 8;
   static constexpr int kPFull = kQEmpty + 8;
-  static constexpr int kPEmpty = kPFull + 2 * 8;
-  static constexpr int kTail = kPEmpty + 2 * 8;
+  static constexpr int kPEmpty = kPFull + kSlots * 8;
+  static constexpr int kTail = kPEmpty + kSlots * 8;
   static constexpr int kSharedBytes = kTail + (kTold ? 8 : 0);
 
   static_assert(kBarriers % 8 == 0 && kMessageOffset % 8 == 0 && kPlaces % 16 == 0);
@@ -137,7 +138,7 @@ class Scores {
     if (await_message()) {
       load_queries();
       // Its keys come to where values of the last block but one were, of which scores know only that PV is over.
-      if constexpr (Plan::kSeparateValues) await_p_slot();
+      if constexpr (Plan::kSeparateValues) await_p();
       attend_blocks();
     }
     if constexpr (Plan::kTold) place_ = shared_.places(Plan::kPlaces)[message_.slot()];
@@ -158,7 +159,7 @@ class Scores {
       const bool ahead = there(shared_.base + Plan::kMessageFull + coming.slot() * 8, coming.full_parity());
       const bool last = ahead && !is_block(coming.slot());
       const uint2 mask = this->mask();
-      await_p_slot();
+      await_p();
       wgmma_wait<0>();
       pin(score);
       if constexpr (Plan::kHasRope) shared_.release<Plan::kCluster>(Plan::kRopeEmpty);
@@ -366,7 +367,7 @@ class Scores {
     const float shifts[2] = {shift(0), shift(1)};
     float sums[2] = {0.0f, 0.0f};
     bool landed = false;
-    const uint32_t p = shared_.base + Plan::kP + p_.slot() * kTileBytes + matrices();
+    const uint32_t p = shared_.base + Plan::kP + p_.slot() % 2 * kTileBytes + matrices();
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
       uint32_t words[4];
@@ -386,8 +387,10 @@ class Scores {
     return landed;
   }
 
-  __device__ void await_p_slot() const {
-    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
+  // PV of the block before the last is over: its P has been read, and its keys.
+  __device__ void await_p() const {
+    const auto before = p_.after(2 * kSlots - 2);
+    barrier_wait(shared_.base + Plan::kPEmpty + before.slot() * 8, before.full_parity());
   }
 
   // Of the P slot being written, by warp.
@@ -402,13 +405,12 @@ class Scores {
 
   // Tells the readers.
   __device__ void hand_over() const {
-    const int slot = p_.slot() ^ 1;
-    if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + slot * 8);
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + p_.after(2 * kSlots - 1).slot() * 8);
   }
 
-  // Ends a tile.
+  // Ends a tile. Its statistics are written when left and right have what they wait for.
   __device__ void finish(uint32_t tile) {
-    await_p_slot();
+    barrier_wait(shared_.base + Plan::kPEmpty + p_.slot() * 8, p_.empty_parity());
     const auto place = [&] {
       if constexpr (Plan::kTold) {
         return place_;
@@ -416,20 +418,25 @@ class Scores {
         return launch_.place(tile);
       }
     }();
+    typename Launch::RowEnd ends[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = accumulator_row() + h * 8;
       const float sum = sm80::row_sum(sum_[h]), maximum = sm80::row_max(maximum_[h]);
-      if (lane() % 4 != 0) continue;
-      shared_.factors(Plan::kFactors, p_.slot())[row] = launch_.finish_row(place, row, sum, maximum, reference_[h]);
+      ends[h] = launch_.end_row(place, row, sum, maximum, reference_[h]);
+      if (lane() % 4 == 0) shared_.factors(Plan::kFactors, p_.slot())[row] = ends[h].factor;
     }
     if constexpr (Plan::kTold) {
       if (thread() == 0) shared_.places(Plan::kPlaces)[kMessages + p_.slot()] = place;
     }
     if (lane() == 0) kinds()[thread() / kWarp] = kEnd;
     p_.advance();
-    publish();
+    __syncwarp();
     hand_over();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (lane() % 4 == 0) launch_.write_row(place, accumulator_row() + h * 8, ends[h]);
+    }
   }
 
   const Launch& launch_;
@@ -444,7 +451,7 @@ class Scores {
   Cursor<Plan::kRing> keys_;  // where kSeparateValues: the first of the block being multiplied
   Cursor<1> rope_, last_q_;
   Cursor<kMessages> message_;
-  Cursor<2> p_;
+  Cursor<kSlots> p_;
 };
 
 // ---- Values: PV of 256 columns, epilogue.
@@ -496,7 +503,7 @@ class Values {
   }
 
   __device__ void multiply() {
-    const uint64_t p = k_major(shared_.base + Plan::kP + p_.slot() * kTileBytes);
+    const uint64_t p = k_major(shared_.base + Plan::kP + p_.slot() % 2 * kTileBytes);
     const auto first = ring_.after(kSide);
     const auto second = ring_.after(Plan::kSeparateValues ? value_quarter(kSide + 2) : kSide + 2);
     await(first);
@@ -591,7 +598,7 @@ class Values {
   const Shared shared_;
   float out_[2][64];  // columns 128 half + 8 j + 2 (lane % 4) + i of this side in out_[half][4 j + 2 h + i]
   Cursor<Plan::kRing> ring_;
-  Cursor<2> p_;
+  Cursor<kSlots> p_;
 };
 
 // ---- What a kernel does. The producer takes all of its warpgroup, or its first warp where kTold.
@@ -617,8 +624,8 @@ __device__ inline void run_roles(const typename Plan::Launch& launch, unsigned c
     init(Plan::kMessageEmpty, kMessages, kWarps);
     init(Plan::kQFull, 1, Plan::kCopyArrivals);
     init(Plan::kQEmpty, 1, kWarps);
-    init(Plan::kPFull, 2, kWarps);
-    init(Plan::kPEmpty, 2, 2 * kWarps);
+    init(Plan::kPFull, kSlots, kWarps);
+    init(Plan::kPEmpty, kSlots, 2 * kWarps);
     if (Plan::kTold) init(Plan::kTail, 1, 1);
     barrier_init_fence();
   }

@@ -74,16 +74,20 @@ struct DenseLaunch {
     return {static_cast<int64_t>(place.query) + query, place.head + head, query < place.queries && head < place.heads};
   }
 
-  // Writes a row's lse; the factor that makes O the output.
-  __device__ float finish_row(const Place& place, int row, float sum, float maximum, float reference) const {
-    float lse = sm80::kInfinity;
-    // As finish_row of the portable target, but the sum is relative to the reference.
-    if (sum != 0.0f && maximum != sm80::kInfinity) {
-      lse = isnan(sum) ? sum : reference * call.softmax_scale + logf(sum);
-    }
+  struct RowEnd {
+    float factor;  // that makes O the output
+    float lse;
+  };
+
+  // As finish_row of the portable target, but the sum is relative to the reference.
+  __device__ RowEnd end_row(const Place&, int, float sum, float maximum, float reference) const {
+    if (sum == 0.0f || maximum == sm80::kInfinity) return {sum != 0.0f ? quotient(1.0f, sum) : 0.0f, sm80::kInfinity};
+    return {quotient(1.0f, sum), isnan(sum) ? sum : reference * call.softmax_scale + logf(sum)};
+  }
+
+  __device__ void write_row(const Place& place, int row, const RowEnd& end) const {
     const Row at = row_of(place, row);
-    if (at.valid) call.lse[at.query * call.lse_stride_s + at.head * call.lse_stride_h] = lse;
-    return sum != 0.0f ? quotient(1.0f, sum) : 0.0f;
+    if (at.valid) call.lse[at.query * call.lse_stride_s + at.head * call.lse_stride_h] = end.lse;
   }
 
   __device__ bf16* output_row(const Place& place, int row) const {
@@ -196,7 +200,7 @@ class DenseProducer {
   }
 
   // The tile's, known to lane 0: registers are few.
-  __device__ Place& place() const { return shared_.places(Plan::kPlaces)[kMessages + 2]; }
+  __device__ Place& place() const { return shared_.places(Plan::kPlaces)[kMessages + kSlots]; }
 
   // 64 columns of the tile's queries.
   __device__ void copy_query_box(uint32_t destination, int column, uint32_t full) const {

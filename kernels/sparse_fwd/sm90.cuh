@@ -75,24 +75,30 @@ struct Launch {
   };
   __device__ Place place(uint32_t tile) const { return {query(tile), head(tile)}; }
 
-  // Writes a row's statistics; the factor that makes O the output.
-  __device__ float finish_row(const Place& place, int row, float sum, float maximum, float reference) const {
-    float factor = 0.0f, max_logit = -sm80::kInfinity, lse = sm80::kInfinity;
-    if (sum != 0.0f) {
-      // As finish_row of the portable target, but the sum is relative to the reference.
-      max_logit = isnan(sum) && maximum != sm80::kInfinity ? sum : maximum * call.sm_scale;
-      lse = max_logit == sm80::kInfinity ? sm80::kInfinity : reference * call.sm_scale + logf(sum);
-      factor = quotient(1.0f, sum);
-    }
+  struct RowEnd {
+    float factor;  // that makes O the output
+    float max_logit, lse;
+  };
+
+  // As finish_row of the portable target, but the sum is relative to the reference.
+  __device__ RowEnd end_row(const Place& place, int row, float sum, float maximum, float reference) const {
+    if (sum == 0.0f) return {0.0f, -sm80::kInfinity, sm80::kInfinity};
+    RowEnd end;
+    end.max_logit = isnan(sum) && maximum != sm80::kInfinity ? sum : maximum * call.sm_scale;
+    end.lse = end.max_logit == sm80::kInfinity ? sm80::kInfinity : reference * call.sm_scale + logf(sum);
+    end.factor = quotient(1.0f, sum);
     const int head = place.head + row;
-    if (head < call.h_q) {
-      call.max_logits[place.query * call.h_q + head] = max_logit;
-      call.lse[place.query * call.h_q + head] = lse;
-      if (call.attn_sink != nullptr && factor != 0.0f) {
-        factor = quotient(factor, 1.0f + expf(__ldg(call.attn_sink + head) - lse));
-      }
+    if (call.attn_sink != nullptr && head < call.h_q && end.factor != 0.0f) {
+      end.factor = quotient(end.factor, 1.0f + expf(__ldg(call.attn_sink + head) - end.lse));
     }
-    return factor;
+    return end;
+  }
+
+  __device__ void write_row(const Place& place, int row, const RowEnd& end) const {
+    const int head = place.head + row;
+    if (head >= call.h_q) return;
+    call.max_logits[place.query * call.h_q + head] = end.max_logit;
+    call.lse[place.query * call.h_q + head] = end.lse;
   }
 
   // Null where there is no such head.
