@@ -22,9 +22,9 @@
 //   q        64 heads x columns 384..511 and RoPE, tiles of 64 columns      | 24576  | 16384
 //   rope     64 keys x 64 columns                                           | 8192   | 0
 //   p        two P, 64 x 64                                                 | 16384  | 16384
-//   factors  float [2][64], row factors that travel with a P                | 512    | 512
-//   kinds    int [2][4], what a P slot holds; messages uint2 [4]; barriers  | 368    | 384
-//   sum                                                                     | 230256 | 230272
+//   factors  float [4][64], row factors that travel with a P                | 1024   | 1024
+//   kinds    int [4][4], what a slot holds; messages uint2 [4]; barriers    | 432    | 448
+//   sum                                                                     | 230832 | 230848
 // Every tile is 64 rows of 128 bytes with the 128-byte swizzle. Quarters travel in the order left, right, left, right,
 // so that they are freed in the order in which they were filled.
 //
@@ -39,11 +39,12 @@
 //   q empty        1         4 warps of scores, the tile's QK done      producer
 //   message full   4         4 warps of the producer                    scores
 //   message empty  4         4 warps of scores, message read            producer
-//   p full         2         4 warps of scores, P written               left, right
-//   p empty        2         8 warps of left and right                  scores
-// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A P slot holds, for
-// each warp of scores, P of a block (kBlock), the same with factors by which O shrinks first (kRescaled), or the end of
-// a tile (kEnd): then the factors are what makes O the output. Each role walks the same tiles in the same order, so
+//   p full         4         4 warps of scores, P written               left, right
+//   p empty        4         8 warps of left and right                  scores
+// A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A slot of P stands, for
+// each warp of scores, for P of a block (kBlock), the same with factors by which O shrinks first (kRescaled), or the end
+// of a tile (kEnd): then the factors are what makes O the output. There are four, of which every other one has its P in
+// the same place: P waits for the slot before the last to be read, the end of a tile hardly ever for anything. Each role walks the same tiles in the same order, so
 // nothing else has to be agreed upon, and the producer runs ahead into the next tile. Nobody waits in a circle: what a
 // producer waits for needs only earlier blocks, except that PV of block i may be held until the scores of block i+1,
 // whose keys need at most 8 quarters of the ring together with those of block i.

@@ -29,6 +29,7 @@ def constant(pattern: str) -> list[int]:
 RINGS = dict(zip((576, 512), constant(r"kRing = kHasRope \? (\d+) : (\d+);"), strict=True))
 (REGISTER_QUARTERS,) = constant(r"kRegisterQuarters = (\d+);")
 (MESSAGES,) = constant(r"kMessages = (\d+);")
+(SLOTS,) = constant(r"kSlots = (\d+);")
 (LANDED,) = constant(r"kLandedQuarter = (\d+);")
 SLACK = 8.0
 M = N = 64
@@ -201,13 +202,13 @@ class Simulation:
         self.rope_full, self.rope_empty = Barrier(128), Barrier(4)
         self.message_full, self.message_empty = ([Barrier(n) for _ in range(MESSAGES)] for n in (4, 4))
         self.q_full, self.q_empty = Barrier(128), Barrier(4)
-        self.p_full = [Barrier(4), Barrier(4)]
-        self.p_empty = [Barrier(8), Barrier(8)]
+        self.p_full, self.p_empty = ([Barrier(n) for _ in range(SLOTS)] for n in (4, 8))
         self.keys: list[list[Any]] = [[None] * 4 for _ in range(self.ring)]  # by the producer warp that copied
         self.rope_keys: list[Any] = [None] * 4
         self.last_queries: list[Any] = [None] * 4
         self.messages: list[Any] = [None] * MESSAGES
         self.p: list[list[Any]] = [[None] * 4 for _ in range(2)]  # by the warp of scores that wrote
+        self.kinds: list[list[Any]] = [[None] * 4 for _ in range(SLOTS)]  # and factors
         self.copies: list[list[Callable[[], None]]] = [[] for _ in range(4)]  # in flight, in order, by warp
 
     def run(self) -> None:
@@ -278,10 +279,10 @@ class Simulation:
             yield from send("end")
 
     def scores(self, warp: int) -> Warp:
-        ring, rope, q, message, p = Cursor(self.ring), Cursor(1), Cursor(1), Cursor(MESSAGES), Cursor(2)
+        ring, rope, q, message, p = Cursor(self.ring), Cursor(1), Cursor(1), Cursor(MESSAGES), Cursor(SLOTS)
 
         def hand_over() -> None:
-            self.p_full[p.slot ^ 1].arrive()
+            self.p_full[p.after(-1).slot].arrive()
 
         def sent() -> Callable[[], bool]:
             return lambda s=message.slot, q=message.full: self.message_full[s].done(q)
@@ -293,7 +294,7 @@ class Simulation:
         def finish(tile: int) -> Warp:
             slot, parity = p.slot, p.empty
             yield lambda s=slot, q=parity: self.p_empty[s].done(q)
-            self.p[slot][warp] = (tile, "end")
+            self.kinds[slot][warp] = (tile, "end")
             p.advance()
             hand_over()
 
@@ -329,12 +330,10 @@ class Simulation:
                 coming = message.after(1)
                 ahead = self.message_full[coming.slot].done(coming.full) and self.random.random() < 0.9
                 last = ahead and self.messages[coming.slot] == "end"
-                if block == 0 and tile > 0:
-                    yield from finish(tile - 1)
-                slot, parity = p.slot, p.empty
-                yield lambda s=slot, q=parity: self.p_empty[s].done(q)
                 if held:
                     hand_over()
+                before = p.after(-2)
+                yield lambda s=before.slot, q=before.full: self.p_empty[s].done(q)
                 yield self.pause()  # the scores are being computed
                 assert all(self.keys[at] == [(tile, block, quarter)] * 4 for quarter, at in enumerate(slots))
                 assert self.last_queries == [tile] * 4
@@ -345,7 +344,7 @@ class Simulation:
                     self.q_empty.arrive()
                 assert self.messages[message.slot] == (tile, block)
                 message_read()
-                self.p[slot][warp] = (tile, block)
+                self.p[p.slot % 2][warp] = self.kinds[p.slot][warp] = (tile, block)
                 next_quarters = [ring.after(quarter) for quarter in range(LANDED + 1)]
                 landed = all([self.ring_full[at.slot].done(at.full) for at in next_quarters])
                 p.advance()
@@ -358,17 +357,15 @@ class Simulation:
                         self.q_empty.arrive()
             assert self.messages[message.slot] == "end"
             message_read()
-            if blocks == 0 and tile > 0:
-                yield from finish(tile - 1)
-        yield from finish(len(self.tiles) - 1)
+            yield from finish(tile)
 
     def values(self, side: int, warp: int) -> Warp:
-        ring, p = Cursor(self.ring), Cursor(2)
+        ring, p = Cursor(self.ring), Cursor(SLOTS)
         for tile, blocks in enumerate(self.tiles):
             for block in [*range(blocks), "end"]:
                 slot, parity = p.slot, p.full
                 yield lambda s=slot, q=parity: self.p_full[s].done(q)
-                assert self.p[slot] == [(tile, block)] * 4
+                assert self.kinds[slot] == [(tile, block)] * 4
                 if block == 0:
                     ring.advance(REGISTER_QUARTERS)
                 if block != "end":
@@ -377,7 +374,7 @@ class Simulation:
                         yield self.pause()  # PV is being computed
                         assert self.keys[at] == [(tile, block, quarter)] * 4
                         self.ring_empty[at].arrive()
-                    assert self.p[slot] == [(tile, block)] * 4
+                    assert self.p[slot % 2] == self.kinds[slot] == [(tile, block)] * 4
                     ring.advance(4)
                 self.p_empty[slot].arrive()
                 p.advance()
