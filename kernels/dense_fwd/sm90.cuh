@@ -19,7 +19,7 @@
 //
 // Roles, 512 threads: scores, left, right 160 registers, producer 32 (its first warp; the others wait for the end).
 //
-// Shared memory, bytes: as for d_qk 576 of sparse_fwd, and places of tiles 112, a barrier: 230376 in all.
+// Shared memory, bytes: as for d_qk 576 of sparse_fwd, and places of tiles 144, a barrier: 230984 in all.
 //
 // Barriers that differ. Bytes: the barrier has one arrival of the producer and waits for the bytes of the copies.
 //   barrier        slots  arrivals                                        waits

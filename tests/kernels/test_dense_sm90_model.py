@@ -42,6 +42,7 @@ RING = int(re.findall(r"kRing = kHasRope \? (\d+)", SHARED)[0])
 REGISTER_QUARTERS = int(re.findall(r"kRegisterQuarters = (\d+)", SHARED)[0])
 LANDED = int(re.findall(r"kLandedQuarter = (\d+)", SHARED)[0])
 MESSAGES = int(re.findall(r"kMessages = (\d+)", SHARED)[0])
+SLOTS = int(re.findall(r"kSlots = (\d+)", SHARED)[0])
 M, SIDE = 128, 64
 SLACK = 8.0
 
@@ -56,8 +57,8 @@ def test_shared_memory_is_what_the_headers_say() -> None:
         tiles = M * d_qk * 2 + STAGES * n * (d_qk + 128) * 2
         barriers = 2 + 4 * STAGES + 4 + 1
         assert tiles + 64 + barriers * 8 == sum_stated <= 227 * 1024
-    wide = RING * 2 * TILE + 3 * TILE + TILE + 2 * TILE + 512 + 32 + 32 + (MESSAGES + 3) * 16
-    wide += (2 * RING + 2 + 2 * MESSAGES + 2 + 4 + 1) * 8
+    wide = RING * 2 * TILE + 3 * TILE + TILE + 2 * TILE + SLOTS * (256 + 16) + 32 + (MESSAGES + SLOTS + 1) * 16
+    wide += (2 * RING + 2 + 2 * MESSAGES + 2 + 2 * SLOTS + 1) * 8
     assert wide == int(re.findall(r"a barrier: (\d+) in all", WIDE)[0]) <= 227 * 1024
 
 
@@ -553,13 +554,14 @@ class WideBlock:
         self.q_full, self.q_empty, self.tail = ByteBarrier(), Barrier(4), ByteBarrier()
         self.message_full = [ByteBarrier() for _ in range(MESSAGES)]
         self.message_empty = [Barrier(4) for _ in range(MESSAGES)]
-        self.p_full, self.p_empty = [Barrier(4) for _ in range(2)], [Barrier(8) for _ in range(2)]
+        self.p_full, self.p_empty = ([Barrier(n) for _ in range(SLOTS)] for n in (4, 8))
         self.slots: list[list[Any]] = [[None, None] for _ in range(ring)]
         self.rope: Any = None
         self.last_queries: Any = None
         self.messages: list[Any] = [None] * MESSAGES
         self.p: list[list[Any]] = [[None] * 4 for _ in range(2)]
-        self.places: list[Any] = [None] * 2
+        self.kinds: list[list[Any]] = [[None] * 4 for _ in range(SLOTS)]
+        self.places: list[Any] = [None] * SLOTS
 
     def warps(self) -> list[tuple[str, Warp]]:
         return [
@@ -652,7 +654,7 @@ class WideBlock:
             yield from send(("end", tile))
 
     def scores(self, warp: int) -> Warp:
-        ring, rope, q, message, p = Cursor(self.all.ring), Cursor(1), Cursor(1), Cursor(MESSAGES), Cursor(2)
+        ring, rope, q, message, p = Cursor(self.all.ring), Cursor(1), Cursor(1), Cursor(MESSAGES), Cursor(SLOTS)
         place: Any = None  # of the tile that has ended last
 
         def sent() -> Warp:
@@ -664,13 +666,13 @@ class WideBlock:
             message.advance()
 
         def hand_over() -> None:
-            self.p_full[p.slot ^ 1].arrive()
+            self.p_full[p.after(-1).slot].arrive()
 
         def finish(tile: int) -> Warp:
             slot, parity = p.slot, p.empty
             yield lambda: self.p_empty[slot].done(parity)
             assert place == ("end", tile)
-            self.p[slot][warp] = (tile, "end")
+            self.kinds[slot][warp] = (tile, "end")
             if warp == 0:
                 self.places[slot] = place
             p.advance()
@@ -689,8 +691,8 @@ class WideBlock:
                         self.release("ring_empty", slot)
                         ring.advance()
                     if self.all.separate and self.all.plant != "unseen values":
-                        slot, parity = p.slot, p.empty
-                        yield lambda s=slot, x=parity: self.p_empty[s].done(x)
+                        before = p.after(-2)
+                        yield lambda s=before.slot, x=before.full: self.p_empty[s].done(x)
                 slots = []
                 for number in range(4):
                     if block == 0 and number == REGISTER_QUARTERS:
@@ -708,12 +710,10 @@ class WideBlock:
                 coming = message.after(1)
                 ahead = self.message_full[coming.slot].done(coming.full) and self.all.random.random() < 0.9
                 last = ahead and self.messages[coming.slot][0] == "end"
-                if block == 0 and tile > 0:
-                    yield from finish(tile - 1)
-                p_slot, parity = p.slot, p.empty
-                yield lambda s=p_slot, x=parity: self.p_empty[s].done(x)
                 if held:
                     hand_over()
+                before = p.after(-2)
+                yield lambda s=before.slot, x=before.full: self.p_empty[s].done(x)
                 yield lambda: True  # S is there
                 assert self.rope == (tile, block) and self.last_queries == tile
                 for number, slot in enumerate(slots):
@@ -727,7 +727,7 @@ class WideBlock:
                 if last:
                     self.q_empty.arrive()
                 message_read()
-                self.p[p_slot][warp] = (tile, block)
+                self.p[p.slot % 2][warp] = self.kinds[p.slot][warp] = (tile, block)
                 next_quarters = [ring.after(quarter) for quarter in range(LANDED + 1)]
                 landed = all([self.ring_full[at.slot].done(at.full) for at in next_quarters])
                 p.advance()
@@ -740,21 +740,20 @@ class WideBlock:
                     if self.messages[message.slot][0] == "end":
                         self.q_empty.arrive()
             assert self.messages[message.slot] == ("end", tile)
-            if blocks == 0 and tile > 0:
-                yield from finish(tile - 1)
             place = self.messages[message.slot]
             message_read()
             if self.all.separate and blocks:
                 ring.advance(4)
-        yield from finish(len(self.all.tiles) - 1)
+            yield from finish(tile)
 
     def values(self, side: int) -> Warp:
-        ring, p = Cursor(self.all.ring), Cursor(2)
+        ring, p = Cursor(self.all.ring), Cursor(SLOTS)
         for tile, (blocks, _) in enumerate(self.all.tiles):
             for block in [*range(blocks), "end"]:
                 p_slot, parity = p.slot, p.full
                 yield lambda s=p_slot, x=parity: self.p_full[s].done(x)
-                assert self.p[p_slot] == [(tile, block)] * 4
+                assert self.kinds[p_slot] == [(tile, block)] * 4
+                assert block == "end" or self.p[p_slot % 2] == self.kinds[p_slot]
                 assert block != "end" or self.places[p_slot] == ("end", tile)
                 if block == 0:
                     ring.advance(REGISTER_QUARTERS)
@@ -775,6 +774,7 @@ class WideBlock:
                         assert self.slots[slot] == [(tile, block, name, number)] * 2
                         self.release("ring_empty", slot)
                     ring.advance(4)
+                    assert self.p[p_slot % 2] == self.kinds[p_slot]
                 self.p_empty[p_slot].arrive()
                 p.advance()
 
