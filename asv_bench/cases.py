@@ -279,6 +279,16 @@ _SETS: dict[str, tuple[Case, ...]] = {
     ),
     # The same for two CPU cores.
     "prompt-smoke": tuple(case for s in (128, 256, 512, 1024, 2048) for case in _prompt(s, (32, 64), h_q=16)),
+    # Between and beside those of `sparse`: lengths around the size of the L2, fewer heads, and the full problem of which
+    # a causal prompt of as many keys is a part.
+    "sparse-lengths": (
+        sparse_case(4096, 98304, 2048, indices="uniform"),
+        *(sparse_case(4096, s, 512, h_q=64, d_qk=512, indices="uniform") for s in (32768, 49152)),
+        *(sparse_case(4096, s, 1024, d_qk=512, indices="uniform") for s in (32768, 49152)),
+        *(sparse_case(4096, 65536, 2048, h_q=h_q) for h_q in (16, 32)),
+        sparse_case(4096, 131072, 2048, indices="uniform", features="attn_sink"),
+        sparse_case(4096, 4096, 2048),
+    ),
 }
 
 

@@ -99,6 +99,14 @@ PUBLISHED = [
             f"dense-q{s}-kv{s}-h16x16-d192x128-causal",
         )
     ),
+    "sparse-q4096-kv98304-k2048-h128-d576-uniform",
+    "sparse-q4096-kv32768-k512-h64-d512-uniform",
+    "sparse-q4096-kv49152-k512-h64-d512-uniform",
+    "sparse-q4096-kv32768-k1024-h128-d512-uniform",
+    "sparse-q4096-kv49152-k1024-h128-d512-uniform",
+    "sparse-q4096-kv65536-k2048-h32-d576-seed",
+    "sparse-q4096-kv131072-k2048-h128-d576-uniform-attn_sink",
+    "sparse-q4096-kv4096-k2048-h128-d576-seed",
 ]
 
 TINY = Problem("sparse_fwd", 8, 64, 4, 1, 576, 512, topk=16, indices="seed")
