@@ -382,6 +382,7 @@ def ninja_file(plan: Plan, torch_includes: list[str], torch_links: list[str]) ->
             "-std=c++20",
             "-O3",
             "--expt-relaxed-constexpr",
+            "-lineinfo",  # what profilers and the sanitizer name; no machine code
             "-Xcompiler=-fPIC,-fvisibility=hidden",
             f'-Xcompiler="{here}"',  # quoted for nvcc, which splits at commas
             "--threads=2",

@@ -12,7 +12,7 @@ from typing import Any
 
 OPS = ("sparse_fwd", "dense_fwd")
 INDICES = ("seed", "uniform", "causal_prompt")
-FEATURES = ("attn_sink", "topk_length")
+FEATURES = {"sparse_fwd": ("attn_sink", "topk_length"), "dense_fwd": ("values_in_keys",)}
 ELEMENT_BYTES = 2  # bfloat16
 
 # Fields of a problem, in the order a record has them; with the implementation they identify it.
@@ -30,7 +30,8 @@ class Problem:
         topk: index slots per query; None for `dense_fwd`.
         causal: bottom-right aligned mask; None for `sparse_fwd`.
         indices: how indices are drawn (`seed`, `uniform`, `causal_prompt`); None for `dense_fwd`.
-        features: `none`, or sorted names joined by `+` (`attn_sink`, `topk_length`).
+        features: `none`, or sorted names joined by `+`: `attn_sink`, `topk_length` of `sparse_fwd`; `values_in_keys` of
+            `dense_fwd`: v is the first d_v columns of k, in the same memory.
     Raises:
         ValueError: for a problem that no call could have, naming the field.
     """
@@ -55,7 +56,8 @@ class Problem:
         _expect(self.h_q % self.h_kv == 0, "h_kv", f"a divisor of h_q ({self.h_q})", self.h_kv)
         names = self.feature_names
         _expect(self.features == ("+".join(sorted(set(names))) or "none"), "features", "sorted names", self.features)
-        _expect(all(name in FEATURES for name in names), "features", f"names of {FEATURES}", self.features)
+        of_op = FEATURES[self.op]
+        _expect(all(name in of_op for name in names), "features", f"names of {of_op} for {self.op}", self.features)
         if self.op == "sparse_fwd":
             _expect(type(self.topk) is int and self.topk >= 1, "topk", "an int >= 1", self.topk)
             _expect(self.indices in INDICES, "indices", f"one of {INDICES}", self.indices)
@@ -68,7 +70,8 @@ class Problem:
             _expect(self.topk is None, "topk", "None (dense_fwd has no indices)", self.topk)
             _expect(self.indices is None, "indices", "None (dense_fwd has no indices)", self.indices)
             _expect(type(self.causal) is bool, "causal", "True or False", self.causal)
-            _expect(self.features == "none", "features", "none (dense_fwd has no features)", self.features)
+            if "values_in_keys" in names:
+                _expect(self.d_v <= self.d_qk, "d_v", f"at most d_qk ({self.d_qk}) for values_in_keys", self.d_v)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -103,8 +106,9 @@ class Problem:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of K and V as the call gets them: the shared latent for `sparse_fwd`, both tensors for `dense_fwd`."""
-        per_row = self.d_qk if self.op == "sparse_fwd" else self.d_qk + self.d_v
+        """Bytes of K and V as the call gets them: what is in the same memory counts once."""
+        shared = self.op == "sparse_fwd" or "values_in_keys" in self.feature_names
+        per_row = self.d_qk if shared else self.d_qk + self.d_v
         return self.s_kv * self.h_kv * per_row * ELEMENT_BYTES
 
     @property
@@ -182,11 +186,14 @@ def sparse_case(
     return Case(name, problem)
 
 
-def dense_case(s_q: int, s_kv: int, h_q: int, h_kv: int, d_qk: int, d_v: int, causal: bool = False) -> Case:
+def dense_case(
+    s_q: int, s_kv: int, h_q: int, h_kv: int, d_qk: int, d_v: int, causal: bool = False, features: str = "none"
+) -> Case:
     """A dense_fwd case whose id spells its problem, such as `dense-q4096-kv65536-h128x128-d576x512-full`."""
     mask = "causal" if causal else "full"
-    name = f"dense-q{s_q}-kv{s_kv}-h{h_q}x{h_kv}-d{d_qk}x{d_v}-{mask}"
-    return Case(name, Problem("dense_fwd", s_q, s_kv, h_q, h_kv, d_qk, d_v, causal=causal))
+    suffix = "" if features == "none" else f"-{features}"
+    name = f"dense-q{s_q}-kv{s_kv}-h{h_q}x{h_kv}-d{d_qk}x{d_v}-{mask}{suffix}"
+    return Case(name, Problem("dense_fwd", s_q, s_kv, h_q, h_kv, d_qk, d_v, causal=causal, features=features))
 
 
 def _with_dense(case: Case) -> tuple[Case, Case]:
@@ -229,7 +236,7 @@ _SETS: dict[str, tuple[Case, ...]] = {
     "seed": tuple(case for shape in _SEED_SHAPES for case in _with_dense(sparse_case(*shape))),
     # The same ladder for two CPU cores: the whole sweep in under 90 s.
     "smoke": tuple(case for shape in _SMOKE_SHAPES for case in _with_dense(sparse_case(*shape, h_q=16))),
-    # What serving engines run as dense MLA prefill, and the absorbed form (MQA).
+    # What serving engines run as dense MLA prefill, and one K/V head for all (MQA).
     "serving": (
         *(dense_case(s, s, 128, 128, 192, 128, causal=True) for s in (4096, 8192, 16384)),
         *(dense_case(4096, s, 128, 128, 192, 128) for s in (16384, 65536)),
@@ -288,6 +295,12 @@ _SETS: dict[str, tuple[Case, ...]] = {
         *(sparse_case(4096, 65536, 2048, h_q=h_q) for h_q in (16, 32)),
         sparse_case(4096, 131072, 2048, indices="uniform", features="attn_sink"),
         sparse_case(4096, 4096, 2048),
+    ),
+    # MLA in its absorbed form, where V lies in K, and sparse attention to all of the same keys.
+    "absorbed": (
+        *(dense_case(4096, s, 128, 1, 576, 512, features="values_in_keys") for s in (16384, 65536)),
+        dense_case(4096, 4096, 128, 1, 576, 512, causal=True, features="values_in_keys"),
+        sparse_case(4096, 16384, 16384, indices="uniform"),
     ),
 }
 

@@ -59,8 +59,8 @@ def make(problem: Problem, seed: int, device: torch.device | str) -> Inputs:
         device: where the tensors live.
     Returns:
         Inputs with q [s_q, h_q, d_qk], and either kv [s_kv, 1, d_qk] with indices [s_q, 1, topk] int32 or
-        k [s_kv, h_kv, d_qk] with v [s_kv, h_kv, d_v] and cu_seqlens; bfloat16, normal with deviation 0.1, clamped to
-        +-10 as in the seed.
+        k [s_kv, h_kv, d_qk] with v [s_kv, h_kv, d_v] (of k's memory under `values_in_keys`) and cu_seqlens; bfloat16,
+        normal with deviation 0.1, clamped to +-10 as in the seed.
     """
     device = torch.device(device)
     scale = problem.d_qk**-0.5
@@ -70,10 +70,12 @@ def make(problem: Problem, seed: int, device: torch.device | str) -> Inputs:
 
     q = normal("q", problem.s_q, problem.h_q, problem.d_qk)
     if problem.op == "dense_fwd":
+        k = normal("k", problem.s_kv, problem.h_kv, problem.d_qk)
+        in_keys = "values_in_keys" in problem.feature_names
         arguments: dict[str, Any] = {
             "q": q,
-            "k": normal("k", problem.s_kv, problem.h_kv, problem.d_qk),
-            "v": normal("v", problem.s_kv, problem.h_kv, problem.d_v),
+            "k": k,
+            "v": k[..., : problem.d_v] if in_keys else normal("v", problem.s_kv, problem.h_kv, problem.d_v),
             "cu_seqlens_qo": torch.tensor([0, problem.s_q], dtype=torch.int32, device=device),
             "cu_seqlens_kv": torch.tensor([0, problem.s_kv], dtype=torch.int32, device=device),
             "max_seqlen_qo": problem.s_q,

@@ -222,7 +222,8 @@ def build(folder: Path, edits: Iterable[tuple[str, str, str]] = ()) -> Emulator:
     rewrite(folder / "kernels")
     sources = [*(folder / "kernels" / op / "sm90.cu" for op in OPS), EMULATOR / "emulator.cpp", EMULATOR / "launch.cpp"]
     includes = [f"-isystem{headers}", f"-I{EMULATOR.parent}", f"-I{EMULATOR}", f"-I{folder / 'kernels'}"]
-    command = ["g++", *FLAGS, *includes, "-include", "emulator.h", "-x", "c++", *map(str, sources), "-shared"]
+    command = ["g++", *FLAGS, *includes, "-include", "emulator.h", "-x", "c++", *map(str, sources)]
+    command += ["-shared", "-Wl,-Bsymbolic"]  # the emulator's CUDA, also where torch has brought the real one
     made = subprocess.run([*command, "-o", str(folder / "emulator.so")], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return Emulator(folder / "emulator.so")

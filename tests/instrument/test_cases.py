@@ -107,6 +107,10 @@ PUBLISHED = [
     "sparse-q4096-kv65536-k2048-h32-d576-seed",
     "sparse-q4096-kv131072-k2048-h128-d576-uniform-attn_sink",
     "sparse-q4096-kv4096-k2048-h128-d576-seed",
+    "dense-q4096-kv16384-h128x1-d576x512-full-values_in_keys",
+    "dense-q4096-kv65536-h128x1-d576x512-full-values_in_keys",
+    "dense-q4096-kv4096-h128x1-d576x512-causal-values_in_keys",
+    "sparse-q4096-kv16384-k16384-h128-d576-uniform",
 ]
 
 TINY = Problem("sparse_fwd", 8, 64, 4, 1, 576, 512, topk=16, indices="seed")
@@ -119,10 +123,10 @@ def test_published_ids_stay_and_spell_their_problem() -> None:
         p = by_id[name]
         if p.op == "sparse_fwd":
             spelt = f"sparse-q{p.s_q}-kv{p.s_kv}-k{p.topk}-h{p.h_q}-d{p.d_qk}-{p.indices}"
-            spelt += "" if p.features == "none" else f"-{p.features}"
         else:
             mask = "causal" if p.causal else "full"
             spelt = f"dense-q{p.s_q}-kv{p.s_kv}-h{p.h_q}x{p.h_kv}-d{p.d_qk}x{p.d_v}-{mask}"
+        spelt += "" if p.features == "none" else f"-{p.features}"
         assert spelt == name
 
 
@@ -217,6 +221,10 @@ def test_roofline_is_the_longer_of_compute_and_traffic() -> None:
         ({"op": "dense_fwd", "topk": None, "indices": None}, "causal"),
         ({"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "h_kv": 3}, "h_kv"),
         ({"op": "dense_fwd", "indices": None, "causal": True}, "topk"),
+        ({"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "features": "attn_sink"}, "features"),
+        ({"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "d_v": 640}
+         | {"features": "values_in_keys"}, "d_v"),
+        ({"features": "values_in_keys"}, "features"),
     ],
 )
 def test_an_impossible_problem_names_its_field(change: dict[str, object], field: str) -> None:

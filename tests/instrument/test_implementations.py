@@ -36,6 +36,7 @@ def problems() -> list[Problem]:
         Problem(**{**DENSE.fields, "causal": True, "s_q": 40}),
         Problem(**{**DENSE.fields, "causal": True, "s_kv": 5}),  # queries that see no key
         Problem(**{**DENSE.fields, "h_kv": 1, "d_qk": 576, "d_v": 512}),
+        Problem(**{**DENSE.fields, "h_kv": 1, "d_qk": 576, "d_v": 512, "features": "values_in_keys"}),
     ]
 
 

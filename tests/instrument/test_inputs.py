@@ -132,6 +132,17 @@ def test_tensors_are_as_the_seed_makes_them() -> None:
     assert "attn_sink" not in made and "topk_length" not in made
 
 
+def test_values_in_keys_are_the_keys_first_columns_in_their_memory() -> None:
+    problem = Problem("dense_fwd", 4, 9, 2, 1, 576, 512, causal=True, features="values_in_keys")
+    made = inputs.make(problem, 0, "cpu")
+    k, v = made.arguments["k"], made.arguments["v"]
+    assert v.data_ptr() == k.data_ptr() and v.shape == (9, 1, 512) and v.stride() == k.stride()
+    assert problem.kv_bytes == k.nbytes
+    before = k.clone()
+    inputs.alter(made)
+    assert torch.equal(k, -before) and torch.equal(v, -before[..., :512])
+
+
 def test_making_inputs_again_gives_them_again() -> None:
     problem = cases.cases_of("tiny")[2].problem
     first, again, other = (inputs.make(problem, seed, "cpu").arguments for seed in (5, 5, 6))

@@ -31,8 +31,8 @@ MISTAKES = [
     pytest.param(
         (
             "sparse_fwd/sm90.cuh",
-            "      if (!valid(number[k])) number[k] = -1;\n",
-            "      number[k] = max(number[k], 0);\n",
+            "rows.bytes[k] = valid(row) ? 16 : 0;",
+            "rows.bytes[k] = 16;",
         ),
         (
             "dense_fwd/sm90.cuh",
