@@ -126,17 +126,22 @@ class Problem:
         """Arithmetic intensity in FLOP per byte."""
         return self.flops / self.bytes
 
-    def roofline_seconds(self, peak_flops: float, bandwidth: float) -> float:
+    def roofline_seconds(self, peak_flops: float, bandwidth: float, valid_fraction: float | None = None) -> float:
         """Shortest possible time of the call.
 
         Args:
             peak_flops: FLOP/s of the machine at this precision.
             bandwidth: bytes/s between memory and the machine.
+            valid_fraction: of `sparse_fwd`, the share of all index slots that count, if not all of `pairs` do: work
+                that a kernel may leave out.
         Returns:
             Seconds: the longer of FLOPs over peak and compulsory bytes over bandwidth.
         Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
         """
-        return max(self.flops / peak_flops, self.bytes / bandwidth)
+        flops: float = self.flops
+        if valid_fraction is not None and self.topk is not None:
+            flops *= valid_fraction * self.s_q * self.topk / self.pairs
+        return max(flops / peak_flops, self.bytes / bandwidth)
 
     def topk_length(self, query: int) -> int:
         """Slots of `query` that count under the feature `topk_length`: the keys up to its own, at most topk."""

@@ -236,11 +236,13 @@ def why_missing(found: Record | None) -> str:
 
 
 def roofline_share(found: Record | None) -> float | None:
-    """Roofline time over measured time, with the machine's ceiling noted in the record."""
+    """Roofline time of what is attended over measured time, with the machine's ceiling noted in the record."""
     if found is None or not has_number(found) or not found["telemetry"].get("ceiling"):
         return None
     ceiling = found["telemetry"]["ceiling"]
-    shortest = problem_of(found).roofline_seconds(ceiling["flops"], ceiling["bytes_per_second"])
+    shortest = problem_of(found).roofline_seconds(
+        ceiling["flops"], ceiling["bytes_per_second"], found["valid_fraction"]
+    )
     return float(shortest / found["seconds_median"])
 
 

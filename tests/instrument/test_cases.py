@@ -198,6 +198,9 @@ def test_bytes_are_those_of_the_tensors(case: cases.Case) -> None:
 def test_roofline_is_the_longer_of_compute_and_traffic() -> None:
     assert TINY.roofline_seconds(TINY.flops, 1e30) == 1.0
     assert TINY.roofline_seconds(1e30, TINY.bytes / 2) == 2.0
+    assert TINY.roofline_seconds(TINY.flops, 1e30, 0.75) == 0.75
+    lengths = Problem("sparse_fwd", 3, 3, 1, 1, 576, 512, topk=3, indices="causal_prompt", features="topk_length")
+    assert lengths.roofline_seconds(lengths.flops, 1e30, 6 / 9) == 1.0  # its lengths are what is counted
     assert TINY.intensity == TINY.flops / TINY.bytes
 
 
