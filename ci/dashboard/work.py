@@ -65,7 +65,8 @@ def bytes_of(problem: Mapping[str, Any]) -> int | None:
     if _pairs(problem) is None:
         return None
     rows = problem["s_q"] * problem["h_q"]
-    per_key = problem["d_qk"] if problem["op"] == "sparse_fwd" else problem["d_qk"] + problem["d_v"]
+    shared = problem["op"] == "sparse_fwd" or problem["features"] == "values_in_keys"  # V in K's memory
+    per_key = problem["d_qk"] if shared else problem["d_qk"] + problem["d_v"]
     total = rows * (problem["d_qk"] + problem["d_v"]) * _BYTES + rows * 4  # q, out, lse
     total += problem["s_kv"] * problem["h_kv"] * per_key * _BYTES
     if problem["op"] == "sparse_fwd":
@@ -75,7 +76,8 @@ def bytes_of(problem: Mapping[str, Any]) -> int | None:
 
 def _pairs(problem: Mapping[str, Any]) -> int | None:
     sizes = [problem.get(name) for name in ("s_q", "s_kv", "h_q", "h_kv", "d_qk", "d_v")]
-    if any(type(size) is not int or size < 1 for size in sizes) or problem.get("features") not in ("none", "attn_sink"):
+    known = ("none", "attn_sink", "values_in_keys")
+    if any(type(size) is not int or size < 1 for size in sizes) or problem.get("features") not in known:
         return None
     s_q, s_kv = int(problem["s_q"]), int(problem["s_kv"])
     if problem.get("op") == "sparse_fwd":
