@@ -291,8 +291,8 @@ _SETS: dict[str, tuple[Case, ...]] = {
     ),
     # The same for two CPU cores.
     "prompt-smoke": tuple(case for s in (128, 256, 512, 1024, 2048) for case in _prompt(s, (32, 64), h_q=16)),
-    # Between and beside those of `sparse`: lengths around the size of the L2, fewer heads, and the full problem of which
-    # a causal prompt of as many keys is a part.
+    # Between and beside those of `sparse`: lengths around the size of the L2, fewer heads, and the full problem that a
+    # causal prompt of as many keys is a part of.
     "sparse-lengths": (
         sparse_case(4096, 98304, 2048, indices="uniform"),
         *(sparse_case(4096, s, 512, h_q=64, d_qk=512, indices="uniform") for s in (32768, 49152)),

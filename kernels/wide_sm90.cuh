@@ -268,8 +268,8 @@ class Scores {
     return __all_sync(~0u, all);
   }
 
-  // The rest of S. `held`: P of the block before is handed over on the way, and the second quarter has landed; `others`:
-  // those after it have, and need not be waited for.
+  // The rest of S. `held`: P of the block before is handed over on the way, and the second quarter has landed;
+  // `others`: those after it have, and need not be waited for.
   __device__ void multiply_rest(float (&score)[32], bool first, bool held, bool others) {
     if (!held) barrier_wait(shared_.base + Plan::kRingFull + ring_.slot() * 8, ring_.full_parity());
     multiply_quarter<1>(score);

@@ -42,12 +42,13 @@
 //   p full         4         4 warps of scores, P written               left, right
 //   p empty        4         8 warps of left and right                  scores
 // A message is the mask of one block's slots, never zero, or zero: the tile has no more blocks. A slot of P stands, for
-// each warp of scores, for P of a block (kBlock), the same with factors by which O shrinks first (kRescaled), or the end
-// of a tile (kEnd): then the factors are what makes O the output. There are four, of which every other one has its P in
-// the same place: P waits for the slot before the last to be read, the end of a tile hardly ever for anything. Each role walks the same tiles in the same order, so
-// nothing else has to be agreed upon, and the producer runs ahead into the next tile. Nobody waits in a circle: what a
-// producer waits for needs only earlier blocks, except that PV of block i may be held until the scores of block i+1,
-// whose keys need at most 8 quarters of the ring together with those of block i.
+// each warp of scores, for P of a block (kBlock), the same with factors by which O shrinks first (kRescaled), or the
+// end of a tile (kEnd): then the factors are what makes O the output. There are four, of which every other one has its
+// P in the same place: P waits for the slot before the last to be read, the end of a tile hardly ever for anything.
+// Each role walks the same tiles in the same order, so nothing else has to be agreed upon, and the producer runs ahead
+// into the next tile. Nobody waits in a circle: what a producer waits for needs only earlier blocks, except that PV of
+// block i may be held until the scores of block i+1, whose keys need at most 8 quarters of the ring together with those
+// of block i.
 //
 // Constraints (checked in op.cpp): h_kv 1, d_qk 576 or 512, d_v 512, rows on 16 bytes.
 #pragma once
@@ -223,7 +224,8 @@ class Producer {
   }
 
   // Where a thread's four rows begin, at its chunk, and the bytes of each copy from them: none where a row does not
-  // count, which then becomes zeros and is not read. Kept from quarter to quarter, so that nothing stands between copies.
+  // count, which then becomes zeros and is not read. Kept from quarter to quarter, so that nothing stands between
+  // copies.
   struct Rows {
     const unsigned char* at[4];
     int bytes[4];
@@ -232,10 +234,10 @@ class Producer {
   // Rows past the last head repeat it; they are computed and not written.
   __device__ Rows queries(uint32_t tile, const Place& place) const {
     const int head = launch_.head(tile), last = min(kM, launch_.call.h_q - head) - 1;
-    const uint4* const q = reinterpret_cast<const uint4*>(static_cast<const bf16*>(launch_.call.q) +
-                                                          launch_.query(tile) * launch_.call.q_stride_s +
-                                                          head * launch_.call.q_stride_h) +
-                           place.chunk;
+    const uint4* const q =
+        reinterpret_cast<const uint4*>(static_cast<const bf16*>(launch_.call.q) +
+                                       launch_.query(tile) * launch_.call.q_stride_s + head * launch_.call.q_stride_h) +
+        place.chunk;
     Rows rows;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -253,8 +255,8 @@ class Producer {
       const int row = __shfl_sync(~0u, k < 2 ? index.x : index.y, place.row + k % 2 * 16);
       rows.bytes[k] = valid(row) ? 16 : 0;
       const uint64_t chunks = static_cast<uint64_t>(valid(row) ? row : 0) * launch_.kv_stride;
-      rows.at[k] = reinterpret_cast<const unsigned char*>(static_cast<const uint4*>(launch_.call.kv) + chunks +
-                                                          place.chunk);
+      rows.at[k] =
+          reinterpret_cast<const unsigned char*>(static_cast<const uint4*>(launch_.call.kv) + chunks + place.chunk);
     }
     return rows;
   }

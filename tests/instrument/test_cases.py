@@ -225,8 +225,11 @@ def test_roofline_is_the_longer_of_compute_and_traffic() -> None:
         ({"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "h_kv": 3}, "h_kv"),
         ({"op": "dense_fwd", "indices": None, "causal": True}, "topk"),
         ({"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "features": "attn_sink"}, "features"),
-        ({"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "d_v": 640}
-         | {"features": "values_in_keys"}, "d_v"),
+        (
+            {"op": "dense_fwd", "topk": None, "indices": None, "causal": True, "d_v": 640}
+            | {"features": "values_in_keys"},
+            "d_v",
+        ),
         ({"features": "values_in_keys"}, "features"),
     ],
 )

@@ -101,7 +101,7 @@ def test_reports_of_races_are_read() -> None:
     [
         ("sparse_kv", None, "sparse_fwd_kernel"),
         ("sparse_kv", "sm80", "sparse_fwd_kernel"),
-        # Copies by TMA, as dense_fwd of SM90 has them, are bounded by their tensor maps, and memcheck does not see them.
+        # Copies by TMA, as dense_fwd of SM90 has them, end where their tensor maps end, and memcheck does not see them.
         ("dense_narrow_v", "sm80", "dense_narrow_kernel"),
         ("dense_wide_k", "sm80", "dense_wide_kernel"),
     ],
