@@ -163,6 +163,7 @@ class Cursor {
     later.advance(by);
     return later;
   }
+  __device__ Cursor before(int by) const { return after(2 * kSlots - by); }
 
  private:
   static constexpr bool kPowerOfTwo = (kSlots & (kSlots - 1)) == 0;

@@ -296,7 +296,8 @@ class Scores {
 
   template <int kQuarter>
   __device__ void multiply_quarter(float (&score)[32], bool held = false) {
-    constexpr int kSteps = Plan::kDqk / 16;
+    constexpr int kHandOver = Plan::kDqk / 16 - kLastSteps;
+    static_assert(kHandOver > 24 && kHandOver <= 32, "it is the last quarter that hands over");
     wgmma_begin();
     const uint64_t keys = k_major(shared_.base + Plan::kRingOffset + ring_.slot() * kQuarterBytes);
 #pragma unroll
@@ -307,7 +308,7 @@ class Scores {
       } else {
         multiply_64(score, further(k_major(shared_.base + Plan::kQ), offset), further(keys, offset), 1);
       }
-      if (kQuarter * 8 + step + 1 == kSteps - kLastSteps && held) hand_over();
+      if (kQuarter * 8 + step + 1 == kHandOver && held) hand_over();
     }
     ring_.advance();
   }
@@ -389,7 +390,7 @@ class Scores {
 
   // PV of the block before the last is over: its P has been read, and its keys.
   __device__ void await_p() const {
-    const auto before = p_.after(2 * kSlots - 2);
+    const auto before = p_.before(2);
     barrier_wait(shared_.base + Plan::kPEmpty + before.slot() * 8, before.full_parity());
   }
 
@@ -405,7 +406,7 @@ class Scores {
 
   // Tells the readers.
   __device__ void hand_over() const {
-    if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + p_.after(2 * kSlots - 1).slot() * 8);
+    if (lane() == 0) barrier_arrive(shared_.base + Plan::kPFull + p_.before(1).slot() * 8);
   }
 
   // Ends a tile. Its statistics are written when left and right have what they wait for.
