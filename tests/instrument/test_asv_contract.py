@@ -28,7 +28,7 @@ CONFIG = """{
     // asv reads its configuration with json5: comments are allowed
     "version": 1, "project": "lib", "repo": ".", "branches": ["HEAD"],
     "benchmark_dir": "bench", "results_dir": "bench/results", "env_dir": ".asv/env", "html_dir": ".asv/html",
-    "environment_type": "virtualenv", "launch_method": "spawn",
+    "environment_type": "virtualenv", "launch_method": "forkserver",
 }
 """
 # The base class lives in its own module, its two subclasses in two others: the layout of asv_bench.
@@ -197,7 +197,7 @@ def test_setup_cache_runs_once_for_all_subclasses_and_parameters(history: Histor
         assert sum(line[1] != "run" for line in run.log) == 1
 
 
-def test_spawn_gives_every_point_its_own_process(history: History) -> None:
+def test_every_point_has_a_process_of_its_own(history: History) -> None:
     log = history.runs[0].log
     measured = [point for point in POINTS if point != "absent"]
     assert len(log) == 1 + 2 * len(measured)
