@@ -196,6 +196,7 @@ def test_asvs_site_leads_to_ours_and_loads_nothing_from_elsewhere(
         visit.picture("asv-grid")
         page.goto(f"{where}/index.html#sparse_prefill.SparsePrefill.track_seconds?x-axis=s_kv")
         page.wait_for_selector("#main-graph canvas")
+        page.wait_for_function("jQuery.active === 0")  # asv draws again with each answer, and cannot once it is hidden
         visit.picture("asv-graph")
         page.goto(f"{where}/index.html#/summarylist")
         page.wait_for_selector("#summarylist-body table")
