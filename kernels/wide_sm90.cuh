@@ -24,6 +24,7 @@ constexpr int kLast = 4;                            // with the first two, where
 // P is held back where the quarters of the next block up to this one are there. A later one would hardly ever be: its
 // slot is one that only an earlier PV frees.
 constexpr int kLandedQuarter = 1;
+static_assert(kLandedQuarter >= 1, "where P is held, the second quarter of the next block is not waited for");
 // It is handed over before so many of the 36 or 32 wgmmas of the next scores are issued, which waits for those before
 // them: by the time left and right have come to know, the tensor cores are free.
 constexpr int kLastSteps = 4;

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tree import made
 
-ROOT = Path(__file__).resolve().parents[1]
 # A copy whose place in shared memory is the sum of a uniform and another register, under a cache policy, which is in
 # uniform registers, too: the GPU traps.
 ILLEGAL = re.compile(r"LDGSTS\S* \[[^\]]*\bUR\d+[^\]]*\], desc\[UR\d+\]")
@@ -40,8 +40,7 @@ def test_the_illegal_copy_is_told_from_others() -> None:
 
 @pytest.mark.slow
 def test_no_copy_is_one_that_no_gpu_takes(tmp_path: Path) -> None:
-    (wheel,) = (ROOT / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(made("*.whl")) as archive:
         library = archive.extract("flash_dsa/libflash_dsa.so", tmp_path)
     tool = cuobjdump()
     environment = {"PATH": str(Path(tool).parent)}  # where it looks for nvdisasm

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tree import project_files
+from tree import made, project_files
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +38,6 @@ torch.testing.assert_close(lse.double(), expected[2], atol=1e-3, rtol=1e-3)
 said = flash_dsa.__version__, flash_dsa.compiled_targets(), flash_dsa.target_of(device)
 print(flash_dsa.__file__, *said, sep="\\n")
 """
-
-
-def made(pattern: str) -> Path:
-    found = sorted((ROOT / "dist").glob(pattern))
-    assert len(found) == 1, f"dist/{pattern}: expected one file, got {len(found)}: run `make wheel`"
-    return found[0]
 
 
 @pytest.fixture(scope="module")

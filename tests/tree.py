@@ -1,4 +1,4 @@
-"""The files of the project, as git would list them."""
+"""The files of the project, as git would list them, and what it makes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def made(pattern: str) -> Path:
+    """The one file of that name in dist/, where `make wheel` leaves what it makes."""
+    found = sorted((ROOT / "dist").glob(pattern))
+    assert len(found) == 1, f"dist/{pattern}: expected one file, got {len(found)}: run `make wheel`"
+    return found[0]
 
 
 def project_files(root: Path = ROOT) -> list[Path]:

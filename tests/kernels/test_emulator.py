@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import emulated
@@ -94,6 +97,27 @@ def test_mistakes_are_found(
         for emulator.seed in SEEDS:
             found.append(not is_right(emulator, call, monkeypatch))
         assert any(found), f"{type(call).__name__} is right in {len(found)} orders"
+
+
+def test_it_keeps_to_its_own_cuda(tmp_path: Path) -> None:
+    """Also where torch has brought the real one, whose functions are there for every library."""
+    emulated.build(tmp_path / "emulated")
+    (tmp_path / "cuda.c").write_text("int cudaGetDevice(int *device) { return 999; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "cuda.so", tmp_path / "cuda.c"], check=True)
+    script = f"""
+import ctypes
+from pathlib import Path
+ctypes.CDLL({str(tmp_path / "cuda.so")!r}, ctypes.RTLD_GLOBAL)
+import emulated, numerics, torch
+call = numerics.sparse_call(torch.device("cpu"), 1, 50, 64, 64)
+outputs = [torch.empty(1, 64, 512, dtype=torch.bfloat16), torch.empty(1, 64), torch.empty(1, 64)]
+emulator = emulated.Emulator(Path({str(tmp_path / "emulated" / "emulator.so")!r}))
+emulator.sparse_fwd(call.q, call.kv, call.indices, call.sm_scale, 512, None, None, *outputs)
+"""
+    folders = [str(Path(emulated.__file__).parent), str(emulated.ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_standstill_says_who_waits_for_what(tmp_path: Path) -> None:

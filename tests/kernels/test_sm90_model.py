@@ -395,6 +395,14 @@ def test_the_simulation_sees_a_ring_that_is_too_small() -> None:
             Simulation(576, [8], seed, ring=7, hold=1.0).run()
 
 
+def test_the_simulation_sees_p_overwritten() -> None:
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            broken = Simulation(576, [12], seed)
+            broken.p_empty = [Barrier(4) for _ in broken.p_empty]  # left or right alone is taken for both
+            broken.run()
+
+
 def test_the_simulation_sees_a_slot_freed_too_early() -> None:
     broken = Simulation(576, [12], 0)
     broken.ring_empty = [Barrier(3) for _ in range(broken.ring)]  # three of four warps are taken for all
