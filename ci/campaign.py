@@ -44,7 +44,8 @@ class Options:
     """What to measure.
 
     Args:
-        root: of the repository. range: of commits, `a..b`, or one commit. machine: its name in the results tree.
+        root: of the repository. range: of commits, `a..b`, or one commit, or several of either with spaces between.
+        machine: its name in the results tree.
         python: interpreter of asv's environment, by the path that names its series.
         touching: only commits that changed one of these paths. bridge: a revision; by default that of earlier pieces,
             else the first commit.
@@ -137,13 +138,18 @@ def run(options: Options, say: Callable[[str], None] = print) -> Done:
 
 def _commits(options: Options) -> dict[str, str]:
     """Hash and subject of the commits, oldest first."""
-    one = [] if ".." in options.range else ["--no-walk"]
-    command = ["git", "-C", str(options.root), "log", "--reverse", "--format=%H %s", *one, "--end-of-options"]
-    done = subprocess.run([*command, options.range, "--", *options.touching], capture_output=True, text=True)
-    if done.returncode or not done.stdout:
-        why = done.stderr.strip() or "there are none"
-        raise CheckError(f"range: expected commits, as in a..b, got {options.range!r}: {why}")
-    return dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    found: dict[str, tuple[int, str]] = {}
+    for one in options.range.split() or [""]:
+        walk = [] if ".." in one else ["--no-walk"]
+        command = ["git", "-C", str(options.root), "log", "--reverse", "--format=%H %ct %s", *walk, "--end-of-options"]
+        done = subprocess.run([*command, one, "--", *options.touching], capture_output=True, text=True)
+        if done.returncode or not done.stdout:
+            why = done.stderr.strip() or "there are none"
+            raise CheckError(f"range: expected commits, as in a..b, got {one!r}: {why}")
+        for line in done.stdout.splitlines():
+            commit, time_, subject = line.split(" ", 2)
+            found[commit] = int(time_), subject
+    return {commit: subject for commit, (_, subject) in sorted(found.items(), key=lambda item: item[1][0])}
 
 
 def _measured(folder: Path) -> set[str]:

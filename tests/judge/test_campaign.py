@@ -199,12 +199,22 @@ def test_a_measurement_of_another_build_is_refused(project: Project) -> None:
         project.measure(commit)
 
 
+def test_commits_can_be_picked(project: Project) -> None:
+    commits = [project.answer(number) for number in range(1, 6)]
+    picked = f"{commits[4]} {commits[0]}..{commits[2]} {commits[1]}"
+    assert project.measure(picked) == Done(measured=3)
+    assert project.values() == {commits[1]: 2.0, commits[2]: 3.0, commits[4]: 5.0}
+    assert [line.split()[3] for line in project.said if " of 3] " in line] == [
+        commits[number][:12] for number in (1, 2, 4)
+    ]
+
+
 def test_the_command_says_what_it_cannot_do(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit = project.answer(1)
     monkeypatch.chdir(project.root)
-    for range in ("none", f"{commit}..{commit}", "--all"):
+    for range in ("none", f"{commit}..{commit}", "--all", "", f"{commit} none"):
         assert command.main(["history", "--machine", MACHINE, "--", range]) == 3
         assert "range: expected commits" in capsys.readouterr().err
     assert command.main(["history", commit, "--machine", MACHINE, "--build-only"]) == 0
