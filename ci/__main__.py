@@ -108,10 +108,8 @@ def _parser() -> Parser:
 
 def _add_history(commands: Any) -> None:
     measured = _command(commands, "history", "run the asv suites over a range of commits, each built once")
-    measured.add_argument(
-        "range",
-        help="commits as git has them, a..b or one, or several of these as 'a..b c'; what was measured before is left out",
-    )
+    which = "commits as git has them, a..b or one, or several as 'a..b c'; what was measured before is left out"
+    measured.add_argument("range", help=which)
     measured.add_argument("--machine", required=True, help="name of this machine in the results tree")
     measured.add_argument("--python", default=sys.executable, help="interpreter of asv's environment (default: this)")
     touching = "only commits that changed one of these, as in kernels,setup.py"

@@ -9,8 +9,11 @@ Everything is computed on logarithms, so that a step is a ratio. Single outliers
 - two levels explain the piece clearly better than a straight line does: what drifts has no change point.
 
 Its parts are split in turn. Pieces longer than a window, and pieces without a split of their own, are searched in
-overlapping windows of several lengths, so that neither many changes nor one that was undone hide each other. What is
-too short for any of this is judged point by point, from the points' own intervals.
+overlapping windows of several lengths, so that neither many changes nor one that was undone hide each other.
+
+Short pieces have too few orders. They are judged point by point, from the points' own intervals. Where all points say
+how noisy they are, Student's t tells smaller steps, too, and a line that leaves more than noise is no drift. A step in
+two commits has a point of its own between its levels.
 Sources: Hampel, "The influence curve and its role in robust estimation", JASA 69, 1974 (outliers); Kovacs et al.,
 "Seeded binary segmentation", Biometrika 110, 2023 (windows).
 """
@@ -38,6 +41,7 @@ _NEIGHBOURS = 3  # to either side, in which an outlier is one
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # of windows; the last is the longest piece looked at whole
 _TRIED = 4  # windows of a piece that may fail, the strongest first, until no other is judged
 _FIRST_ORDERS = 10  # the part of all orders that is drawn first
+_SHORT = 12  # points of a piece at most that is told by t alone; a longer one has orders enough
 _TINY = 1e-18  # a sum of squares below which values are equal
 _MANY, _PLAIN = 48, 1e-4  # points, and the share of false_alarms, from which no orders are drawn: none would be as rare
 _CHI2 = 3.841  # 95 % of chi-square with one degree of freedom: how far the location may be off
@@ -95,6 +99,8 @@ def detect(values: Values, rule: History, noise: Values | None = None) -> list[C
     tamed = _tame(x)
     cuts = _located(tamed, sorted(_cuts(tamed, rule)))
     edges = [0, *sorted({*cuts, *_short(x, own, cuts, rule)}), len(x)]
+    for told in (_told_by_noise, _between):
+        edges = sorted({*edges, *told(x, own, edges, rule)})
     for start, end in itertools.pairwise(edges):
         if end - start <= _NEIGHBOURS:  # a level of its own, not an outlier of its neighbourhood's
             tamed[start:end] = x[start:end]
@@ -213,11 +219,15 @@ def _judged(x: Values, rule: History, false_alarms: float) -> int | None:
 
 def _is_drift(x: Values, cut: int, rule: History) -> bool:
     """Whether two levels do not explain a piece clearly better than a straight line, by the ratio of likelihoods."""
+    return len(x) / 2 * math.log(_line(x) / _two_levels(x, 1)[2][cut - 1]) < math.log(rule.drift_odds)
+
+
+def _line(x: Values) -> float:
+    """The squares that a straight line leaves."""
     time = np.arange(len(x)) - (len(x) - 1) / 2
     rest = x - x.mean()
     rest = rest - time * (time @ rest) / (time @ time)
-    line, levels = max(float(rest @ rest), _TINY), _two_levels(x, 1)[2][cut - 1]
-    return len(x) / 2 * math.log(line / levels) < math.log(rule.drift_odds)
+    return max(float(rest @ rest), _TINY)
 
 
 def _located(x: Values, cuts: list[int]) -> list[int]:
@@ -257,6 +267,48 @@ def _short(x: Values, own: Values, cuts: list[int], rule: History) -> Iterator[i
     for i in large:
         if steps[i] > largest and i + 1 not in near:
             yield int(i) + 1
+
+
+def _told_by_noise(x: Values, own: Values, edges: list[int], rule: History) -> Iterator[int]:
+    """Cuts of short pieces by Student's t, their noise being no less than points say and processes differ in."""
+    pieces = list(itertools.pairwise(edges))
+    while pieces:
+        start, end = pieces.pop()
+        n, piece = end - start, x[start:end]
+        floor = float((own[start:end] ** 2).mean()) + rule.process_noise**2
+        if not _FEWEST <= n <= _SHORT or math.isnan(floor):
+            continue
+        step, explained, rest = _two_levels(piece, _SIDE)
+        t = np.sqrt(explained / np.maximum(rest / (n - 2), floor))
+        best = int(np.argmax(t))
+        cut = best + _SIDE
+        if t[best] < _quantile(rule.false_alarms / len(t), n - 2) or abs(step[best]) < rule.relevant_change:
+            continue
+        if _is_drift(piece, cut, rule) and _line(piece) / floor < stats.chi2_quantile(rule.false_alarms, n - 2):
+            continue
+        yield start + cut
+        pieces += [(start, start + cut), (start + cut, end)]
+
+
+def _between(x: Values, own: Values, edges: list[int], rule: History) -> Iterator[int]:
+    """Second cuts of steps that took two commits.
+
+    The point beside a cut is a level of its own when it lies between both levels, beyond its noise and theirs.
+    """
+    for start, cut, end in zip(edges, edges[1:], edges[2:], strict=False):
+        for lone, second, rest, other in (
+            (cut, cut + 1, slice(cut + 1, end), slice(start, cut)),
+            (cut - 1, cut - 1, slice(start, cut - 1), slice(cut, end)),
+        ):
+            points = rest.stop - rest.start
+            if points < _NEIGHBOURS or np.isnan(own[start:end]).any():
+                continue
+            noise = max(float(x[rest].var(ddof=1)), float((own[rest] ** 2).mean()) + rule.process_noise**2)
+            alone = max(float(own[lone]) ** 2 + rule.process_noise**2, noise)
+            reach = rule.short_deviations * math.sqrt(alone + noise / points)
+            near, far = x[rest].mean() - x[lone], x[lone] - x[other].mean()
+            if near * far > 0 and min(abs(near), abs(far)) > reach:
+                yield second
 
 
 def _described(

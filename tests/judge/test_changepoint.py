@@ -139,6 +139,54 @@ def test_a_step_in_two_parts_is_one() -> None:
     assert found(series((10, 1.0), (1, 1.05), (12, 1.10), noise=0.001)) == [10]
 
 
+def told(levels: list[tuple[int, float]], own: float, tries: int = 60) -> list[list[int]]:
+    """What is found of series whose points say how noisy they are, beside what processes differ in."""
+    noise = np.full(sum(points for points, _ in levels), own)
+    return [found(series(*levels, noise=0.0025, seed=seed), noise=noise) for seed in range(tries)]
+
+
+@pytest.mark.parametrize(
+    "levels, share",
+    [
+        ([(4, 1.0), (3, 0.976)], 0.95),
+        ([(3, 1.0), (3, 0.96)], 0.9),
+        ([(4, 1.0), (3, 0.976), (4, 0.935)], 0.9),  # a staircase, which a line explains better than two levels do
+        ([(4, 1.0), (1, 0.935), (4, 0.91)], 0.95),  # a step that took two commits
+        ([(4, 1.0), (1, 0.975), (4, 0.91)], 0.9),
+    ],
+)
+def test_points_that_say_how_noisy_they_are_show_steps_of_short_levels(
+    levels: list[tuple[int, float]], share: float
+) -> None:
+    places = list(np.cumsum([points for points, _ in levels])[:-1])
+    assert sum(one == places for one in told(levels, 0.001)) >= 60 * share
+
+
+def test_points_that_say_they_are_noisy_show_no_small_step() -> None:
+    assert not any(told([(4, 1.0), (3, 0.976)], 0.02))
+
+
+@pytest.mark.parametrize("points", [5, 8, 12])
+def test_short_series_that_say_how_noisy_they_are_alarm_seldom(points: int) -> None:
+    """Though processes differ by more than the policy has it: 2,000 points, fewer than one alarm in 500."""
+    random, own = np.random.default_rng(points), np.full(points, 0.001)
+    kinds = (lambda: random.normal(0, 0.006, points), lambda: random.standard_t(3, points) * 0.004)
+    alarms = sum(len(found(np.exp(kind()), noise=own)) for kind in kinds for _ in range(1000 // points))
+    assert alarms <= 4
+
+
+@pytest.mark.parametrize("growth", [0.002, -0.004])
+def test_short_drift_is_no_step(growth: float) -> None:
+    drift = np.exp(growth * np.arange(10))
+    alarms = [found(series((10, 1.0), noise=0.002, seed=seed) * drift, noise=np.full(10, 0.001)) for seed in range(60)]
+    assert sum(map(bool, alarms)) <= 3
+
+
+def test_a_point_beyond_both_levels_is_an_outlier() -> None:
+    noise = np.full(9, 0.001)
+    assert found(series((4, 1.0), (1, 0.89), (4, 0.91), noise=0.001), noise=noise) == [4]
+
+
 def test_a_staircase_of_single_points() -> None:
     assert found(np.array([10.0, 10.01, 8.0, 6.5, 6.51, 6.49])) == [2, 3]
 

@@ -36,6 +36,14 @@ def test_student_quantile_as_printed(alpha: float, freedom: int, printed: float)
     assert stats.student_tail(stats.student_quantile(alpha, freedom), freedom) == pytest.approx(alpha)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "freedom", "printed"), [(0.05, 3, 7.815), (0.01, 3, 11.345), (0.001, 5, 20.515), (0.01, 10, 23.209)]
+)
+def test_chi2_quantile_as_printed(alpha: float, freedom: int, printed: float) -> None:
+    """Source of the numbers: Abramowitz and Stegun, table 26.8."""
+    assert stats.chi2_quantile(alpha, freedom) == pytest.approx(printed, rel=0.02)
+
+
 def test_a_burst_is_its_median() -> None:
     burst = Burst([1.0, 5.0, 2.0], [10.0, 50.0, 20.0])
     assert (burst.median(), burst.median("cycles")) == (2.0, 20.0)
