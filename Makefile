@@ -65,7 +65,7 @@ endif
 .DELETE_ON_ERROR:
 # One verb after the other, also with -j: they share build/, and tests beside a measurement would be measured too.
 .NOTPARALLEL:
-.PHONY: help env build bench bench-allowed history measure-history measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify measured keep records alerts issues comment publish FORCE
+.PHONY: help env build bench bench-allowed history measure-history measure asv-run pages sparse-page test test-all wheel test-wheel check pr-check drill qualify measured keep records alerts issues comment publish pictures FORCE
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -223,6 +223,9 @@ pages:
 	$(PY) -m asv publish --no-pull
 	@$(PY) -m ci dashboard "$(HTML)" --libraries "$(LIBRARIES)" $(PAGES_OPTIONS)
 	@echo "dashboard: $(HTML)/index.html, to be served with $(PY) -m asv preview, which names its port"
+
+pictures: publish $(VENV)/ready-to-browse ## README's pictures of the dashboard, from the stored results
+	@PYTHONPATH=tests $(PY) -m judge.pictures "$(HTML)" docs/pictures
 
 SIDE_BY_SIDE = $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --dist loadgroup)
 

@@ -42,6 +42,8 @@ ACKNOWLEDGED = Path(__file__).with_name("acknowledged.toml")
 OURS = "flash_dsa"
 _OPS = {module: op for op, module in groups.SUITES.items()}
 _CONTROLS = "control"
+# Classes of the GPU's grid, by which alone a series is not named.
+_SUITES = {"SparsePrefill.track_seconds", "DensePrefill.track_seconds", "SparseOverDense.track_ratio"}
 _RATIOS = "speedup"  # of sparse over dense, derived from what the other modules measure
 # Measured commits on each side of an alert's range in which the code must not have changed either, where it was
 # recorded, to speak for the machine: small steps are sometimes located a few commits off.
@@ -445,14 +447,16 @@ def _problem(history: History) -> dict[str, Any] | None:
     params = [_plain(param) for param in history.params]
     if len(params) != 3 or not params[0].isdecimal():
         return None
-    problem: dict[str, Any] = {"s_kv": int(params[0]), "indices": rest}
+    s_kv, other = int(params[0]), [] if rest in _SUITES else [rest]  # the smoke grid's are families of their own
     if module == _RATIOS and params[1].isdecimal():
-        return {**problem, "op": "sparse_over_dense", "topk": int(params[1]), **_head_dims(params[2])}
-    if module == "sparse_prefill" and params[1].isdecimal():
-        return {**problem, "op": _OPS[module], "features": params[2], "topk": int(params[1])}
-    if module == "dense_prefill":
-        return {**problem, "op": _OPS[module], "features": params[2], **_head_dims(params[1])}
-    return None
+        problem = {"op": "sparse_over_dense", "topk": int(params[1]), **_head_dims(params[2])}
+    elif module == "sparse_prefill" and params[1].isdecimal():
+        problem, other = {"op": _OPS[module], "topk": int(params[1])}, [params[2], *other]
+    elif module == "dense_prefill":
+        problem, other = {"op": _OPS[module], **_head_dims(params[1])}, [params[2], *other]
+    else:
+        return None
+    return {**problem, "s_kv": s_kv, "features": " of ".join(other) or None}
 
 
 def _head_dims(text: str) -> dict[str, Any]:

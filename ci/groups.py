@@ -144,7 +144,7 @@ def _label(family: tuple[Any, ...], cells: Sequence[_Cell]) -> str:
         parts.append("causal" if fields["causal"] else "full")
     if "indices" in differs and fields["indices"] is not None:
         parts.append(f"{word(fields['indices'])} indices")
-    if "features" in differs:
+    if "features" in differs and fields["features"] is not None:
         parts.append("plain" if fields["features"] == "none" else word(fields["features"]))
     return " ".join(parts)
 

@@ -67,6 +67,21 @@ def test_a_sentence_knows_what_did_not_move() -> None:
     assert of_naive.startswith("sparse_fwd naive topk 1024 slower") and of_naive.endswith("at s_kv 4096 to 16384")
 
 
+def test_series_are_named_as_in_a_table_and_other_grids_by_their_class() -> None:
+    others = [
+        ours(4096, 512, 1.0, 1.04, benchmark=SPARSE.replace("SparsePrefill", "SparsePrefillSmoke")),
+        series(1.0, 1.04, benchmark="dense_prefill.DensePrefill.track_seconds", params=("4096", "192x128", "'sdpa'")),
+        series(1.0, 1.04, benchmark="speedup.SparseOverDense.track_ratio", params=("4096", "512", "192x128")),
+    ]
+    alerts_of_all = judged(ours(4096, 512, 1.0, 1.04), *others)
+    assert {one.split(" slower")[0] for alert in alerts_of_all for one in alert.sentences} == {
+        "sparse_fwd flash_dsa topk 512",
+        "sparse_fwd `flash_dsa of SparsePrefillSmoke.track_seconds` topk 512",
+        "dense_fwd",
+        "sparse_over_dense topk 512",
+    }
+
+
 def test_a_faster_and_a_slower_one_are_two_alerts() -> None:
     faster, slower = judged(ours(4096, 512, 1.0, 0.9), ours(4096, 2048, 1.0, 1.1), QUIET)
     assert {faster.verdict, slower.verdict} == {Verdict.IMPROVED, Verdict.REGRESSED} and faster.id != slower.id

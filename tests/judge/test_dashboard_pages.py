@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +17,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import asv.util
 import pytest
+from judge import browsing, long_history
 from judge import invented_site as invented
-from judge import long_history
+from judge.browsing import served
 
 from ci.dashboard import libraries, site
 
@@ -30,39 +28,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "build" / "screenshots"
 LIBRARIES = ROOT / "build" / "libraries"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390), "phone-dark": ("dark", 390)}
 PAGES = [page.name for page in site.PAGES]
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-browser.txt")
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)}")
-    with api.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-browser.txt")
+    if browsing.path() is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(browsing.BROWSERS)}")
+    with browsing.launched() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -287,6 +263,16 @@ def test_points_without_a_value_are_said(browser: Any, address: str, tree: inven
         visit.picture("grid-failed")
         page = visit.open(f"{address}/commit.html?hash=0123abc")
         assert "no commit that was measured here begins so" in page.inner_text("main")
+
+
+@pytest.mark.parametrize("quantity", ["latency", "tflops", "share"])
+def test_points_without_a_value_stand_below_their_commit(browser: Any, address: str, quantity: str) -> None:
+    """However wide the labels beside the values are."""
+    places = """node => [0, 1].map(grid => node.drawn.convertToPixel({xAxisIndex: grid}, 3))"""
+    with visiting(browser) as visit:
+        visit.open(f"{address}/history.html?machine=h100-sxm&s_kv=16384&variant=topk+2048&quantity={quantity}")
+        above, below = visit.chart().evaluate(places)
+        assert above == pytest.approx(below)
 
 
 def test_the_heat_map_of_two_commits_has_their_difference(browser: Any, address: str, tree: invented.Tree) -> None:

@@ -35,13 +35,14 @@ function option(commits, lines, unit, label, ink) {
     scale: true,
     name: label,
     nameTextStyle: { color: ink.faint, align: "left", padding: [0, 0, 0, -46] },
-    axisLabel: { formatter: (value) => tick(value, unit) },
+    axisLabel: { formatter: (value) => tick(value, unit === label ? "ratio" : unit) },
   });
-  const grids = [{ left: 62, right: 14, top: 56, bottom: bottom + (strip ? 66 : 18) }];
+  const sides = { left: 62, right: 14, outerBoundsMode: "none" }; // labels do not push one grid away from the other
+  const grids = [{ ...sides, top: 56, bottom: bottom + (strip ? 66 : 18) }];
   const xs = [x];
   const ys = [y];
   if (strip) {
-    grids.push({ left: 62, right: 14, height: 34, bottom: bottom + 26 });
+    grids.push({ ...sides, height: 34, bottom: bottom + 26 });
     xs.push(axis(ink, { ...across, gridIndex: 1, axisLabel: { formatter: named } }));
     ys.push(axis(ink, { type: "category", data: ["failed", "n/a"], gridIndex: 1, axisTick: { show: false } }));
   }

@@ -1,0 +1,37 @@
+"""Pictures of the published dashboard, for README: `make pictures`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from urllib.parse import urlencode
+
+from judge import browsing
+
+MACHINE = "h100-sxm"
+POINT = {"machine": MACHINE, "s_kv": "16384", "variant": "topk 2048"}
+PAGES = {
+    "history": ("history", {"op": "sparse_fwd", "quantity": "tflops", **POINT}),
+    "speedup": ("speedup", {"against": "flash_mla", **POINT}),
+}
+
+
+def main() -> None:
+    """Takes them."""
+    parser = argparse.ArgumentParser(prog="make pictures", description=__doc__)
+    parser.add_argument("html", type=Path, help="folder of the site that `make publish` made")
+    parser.add_argument("folder", type=Path, help="where to put the pictures")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with browsing.served(arguments.html) as address, browsing.launched() as browser:
+        page = browser.new_page(viewport={"width": 1100, "height": 700})
+        for name, (html, query) in PAGES.items():
+            page.goto(f"{address}/dashboard/{html}.html?{urlencode(query)}")
+            page.wait_for_selector("body[data-ready]")
+            picture = arguments.folder / f"{name}.png"
+            page.screenshot(path=picture, animations="disabled")
+            print(picture)
+
+
+if __name__ == "__main__":
+    main()
