@@ -25,7 +25,7 @@ TORCH   ?= torch==2.13.0
 # The name that the sweep would choose too.
 MACHINE ?= local-$(shell uname -n | sed 's/[^A-Za-z0-9_-]\{1,\}/-/g; s/^-*//; s/-*$$//')
 # Machines whose records are tracked; a new one is named here first.
-FIXED_MACHINES := cpu-x86 h100-sxm
+FIXED_MACHINES := cpu-x86 h100-sxm h200-sxm
 GPU     ?=
 # Tests side by side: only where there are cores for them.
 TEST_JOBS ?= $(shell test $$(nproc) -lt 8 && echo 0 || echo 8)

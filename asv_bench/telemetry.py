@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-FIXED_MACHINES = ("h100-sxm", "cpu-x86")  # names whose records are tracked
-
 # Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason*).
 CLOCK_REASONS = {
     0x1: "gpu_idle",

@@ -138,7 +138,7 @@ def test_a_machine_name_that_git_would_neither_track_nor_ignore_is_refused(tree:
     tree.commit()
     for wrong in ("laptop", "h100", "local-", "locale-x"):
         status, said = tree.make("bench", f"MACHINE={wrong}")
-        expected = "MACHINE expected local-* or one of FIXED_MACHINES (cpu-x86 h100-sxm), got"
+        expected = "MACHINE expected local-* or one of FIXED_MACHINES (cpu-x86 h100-sxm h200-sxm), got"
         assert status != 0 and f"{expected} {wrong}\n" in said
     assert tree.called() == []
 
