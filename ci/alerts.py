@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,8 @@ _RATIOS = "speedup"  # of sparse over dense, derived from what the other modules
 # Measured commits on each side of an alert's range in which the code must not have changed either, where it was
 # recorded, to speak for the machine: small steps are sometimes located a few commits off.
 _MARGIN = 3
+_WITNESSED = 30  # steps of witnesses from which on they say how noisy the machine is
+_NORMAL = statistics.NormalDist()
 _LOST = (Verdict.FAILED, Verdict.MISSING)
 _BAD = (Verdict.REGRESSED, *_LOST)
 
@@ -203,10 +206,11 @@ def judge(
         by_place.setdefault((history.machine, history.environment), []).append(history)
     found = []
     for place in by_place.values():
+        unrest = _unrest(place, rule)
         moved = [
             Moved(history, point)
             for history in place
-            for point in changepoint.detect(history.values, rule, history.noise)
+            for point in changepoint.detect(history.values, rule, history.noise, unrest)
         ]
         moved += itertools.chain.from_iterable(map(_losses, place))
         together = [group for group in _together(moved) if not _follows_from(group, moved)]
@@ -333,6 +337,15 @@ def _is_witness(history: History) -> bool:
     if module == _CONTROLS:
         return True
     return module in _OPS and bool(history.params) and _plain(history.params[-1]) != OURS
+
+
+def _unrest(place: Sequence[History], rule: Rule) -> float | None:
+    """How many times their known noise the witnesses scatter; None where too few say."""
+    steps = [changepoint.steps_in_noise(one.values, rule, one.noise) for one in place if _is_witness(one)]
+    size = np.abs(np.concatenate(steps)) if steps else np.empty(0)
+    if len(size) < _WITNESSED:
+        return None
+    return max(1.0, float(np.quantile(size, 0.75)) / _NORMAL.inv_cdf(0.875))
 
 
 def _is_weak(moved: Sequence[Moved], rule: Rule) -> bool:

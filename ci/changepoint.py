@@ -41,7 +41,8 @@ _NEIGHBOURS = 3  # to either side, in which an outlier is one
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # of windows; the last is the longest piece looked at whole
 _TRIED = 4  # windows of a piece that may fail, the strongest first, until no other is judged
 _FIRST_ORDERS = 10  # the part of all orders that is drawn first
-_SHORT = 12  # points of a piece at most that is told by t alone; a longer one has orders enough
+_SHORT = 12  # points of a piece at most whose orders may be too few, wherever it is cut
+_ORDERED = 4  # points of a side at least where a longer piece has orders enough
 _TINY = 1e-18  # a sum of squares below which values are equal
 _MANY, _PLAIN = 48, 1e-4  # points, and the share of false_alarms, from which no orders are drawn: none would be as rare
 _CHI2 = 3.841  # 95 % of chi-square with one degree of freedom: how far the location may be off
@@ -66,6 +67,13 @@ class ChangePoint:
     high: float
 
 
+def steps_in_noise(values: Values, rule: History, noise: Values) -> Values:
+    """Steps from point to point, in standard deviations of what points say and two runs of the same code differ in."""
+    there = np.isfinite(values) & (np.asarray(values) > 0) & np.isfinite(noise)
+    known = noise[there] ** 2 + rule.process_noise**2
+    return np.diff(np.log(values[there])) / np.sqrt(known[1:] + known[:-1])
+
+
 def noise_of(values: Values) -> float:
     """Standard deviation of a series' logarithms between neighbours, whatever its steps and drift.
 
@@ -82,12 +90,16 @@ def _noise(x: Values) -> float:
     return _MAD * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(2) if len(steps) > 1 else 0.0
 
 
-def detect(values: Values, rule: History, noise: Values | None = None) -> list[ChangePoint]:
+def detect(
+    values: Values, rule: History, noise: Values | None = None, unrest: float | None = None
+) -> list[ChangePoint]:
     """The change points of a series.
 
     Args:
         values: in the order of commits; NaN where nothing was measured.
         rule: thresholds. noise: relative standard deviation of each point by its own samples, NaN where unknown.
+        unrest: how many times what points say series of the same machine scatter that no commit changes; None where
+            that is unknown, and the series must show it itself.
     Returns:
         Change points in order. Indices count all values, NaN included.
     """
@@ -98,9 +110,10 @@ def detect(values: Values, rule: History, noise: Values | None = None) -> list[C
         return []
     tamed = _tame(x)
     cuts = _located(tamed, sorted(_cuts(tamed, rule)))
-    edges = [0, *sorted({*cuts, *_short(x, own, cuts, rule)}), len(x)]
+    known = (own**2 + rule.process_noise**2) * (unrest or 1.0) ** 2
+    edges = [0, *sorted({*cuts, *_short(x, known, cuts, unrest is not None, rule)}), len(x)]
     for told in (_told_by_noise, _between):
-        edges = sorted({*edges, *told(x, own, edges, rule)})
+        edges = sorted({*edges, *told(x, known, edges, rule)})
     for start, end in itertools.pairwise(edges):
         if end - start <= _NEIGHBOURS:  # a level of its own, not an outlier of its neighbourhood's
             tamed[start:end] = x[start:end]
@@ -240,19 +253,23 @@ def _located(x: Values, cuts: list[int]) -> list[int]:
     return cuts
 
 
-def _short(x: Values, own: Values, cuts: list[int], rule: History) -> Iterator[int]:
+def _short(x: Values, known: Values, cuts: list[int], trusted: bool, rule: History) -> Iterator[int]:
     """Steps between neighbours, of levels too short for t.
 
     A step counts when it is beyond the noise of both points and of the series, when no point near before it was where
     it leads and none near after it is where it came from, and when it is larger than what such points show: where
-    outliers are common, the first or the last point may be one. Where points do not say how noisy they are, the series
-    must be long enough to.
+    outliers are common, the first or the last point may be one. What points say of their noise is enough where others
+    have shown that it can be `trusted`: where every commit moves something, a series has no noise of its own to show.
+    Where points do not say how noisy they are, the series must be long enough to.
     """
-    series = 0.0
+    series = math.nan
     if len(x) >= _FEWEST:
         others = np.sort(np.abs(np.diff(x)))[:-1]  # without the largest, which may be the step in question
-        series, own = _MAD * float(np.median(others)) / math.sqrt(2), np.nan_to_num(own)
-    noise = np.sqrt(own[1:] ** 2 + own[:-1] ** 2 + 2 * rule.process_noise**2 + 2 * series**2)
+        series = (_MAD * float(np.median(others))) ** 2
+    blind = np.nan_to_num(known, nan=rule.process_noise**2)
+    said = known[1:] + known[:-1]
+    enough = trusted or len(x) < _FEWEST
+    noise = np.sqrt(np.where(np.isnan(said), blind[1:] + blind[:-1] + series, said + (0.0 if enough else series)))
     reach = np.maximum(rule.short_step, rule.short_deviations * noise)
     steps = np.abs(np.diff(x))
     large = np.flatnonzero(steps > reach)
@@ -263,26 +280,36 @@ def _short(x: Values, own: Values, cuts: list[int], rule: History) -> Iterator[i
         or (np.abs(x[i + 2 : i + 2 + _NEIGHBOURS] - x[i]) < reach[i]).any()
     ]
     largest = steps[outliers].max(initial=0.0)
-    near = {place for cut in cuts for place in (cut - 1, cut, cut + 1)}
     for i in large:
-        if steps[i] > largest and i + 1 not in near:
+        # A cut may be one off, and the point beside it an outlier; what goes on the same way is neither.
+        beside = [cut for cut in (i, i + 2) if cut in cuts]
+        same_way = trusted and all((x[cut] - x[cut - 1]) * (x[i + 1] - x[i]) > 0 for cut in beside)
+        if steps[i] > largest and i + 1 not in cuts and (same_way or not beside):
             yield int(i) + 1
 
 
-def _told_by_noise(x: Values, own: Values, edges: list[int], rule: History) -> Iterator[int]:
-    """Cuts of short pieces by Student's t, their noise being no less than points say and processes differ in."""
+def _told_by_noise(x: Values, known: Values, edges: list[int], rule: History) -> Iterator[int]:
+    """Cuts by Student's t where orders cannot tell, the noise being no less than what is known of it.
+
+    That is in short pieces, and where one side is short: all of its points are then on the new side of the middle.
+    """
     pieces = list(itertools.pairwise(edges))
     while pieces:
         start, end = pieces.pop()
         n, piece = end - start, x[start:end]
-        floor = float((own[start:end] ** 2).mean()) + rule.process_noise**2
-        if not _FEWEST <= n <= _SHORT or math.isnan(floor):
+        floor = float(known[start:end].mean())
+        if not _FEWEST <= n <= _LENGTHS[-1] or math.isnan(floor):
             continue
         step, explained, rest = _two_levels(piece, _SIDE)
         t = np.sqrt(explained / np.maximum(rest / (n - 2), floor))
+        if n > _SHORT:
+            t[_ORDERED - _SIDE : n - _ORDERED - _SIDE + 1] = 0
         best = int(np.argmax(t))
         cut = best + _SIDE
         if t[best] < _quantile(rule.false_alarms / len(t), n - 2) or abs(step[best]) < rule.relevant_change:
+            continue
+        fewer, more = (piece[:cut], piece[cut:]) if cut <= n - cut else (piece[cut:], piece[:cut])
+        if n > _SHORT and (np.abs(fewer - more.mean()) < abs(step[best]) / 2).any():
             continue
         if _is_drift(piece, cut, rule) and _line(piece) / floor < stats.chi2_quantile(rule.false_alarms, n - 2):
             continue
@@ -290,24 +317,30 @@ def _told_by_noise(x: Values, own: Values, edges: list[int], rule: History) -> I
         pieces += [(start, start + cut), (start + cut, end)]
 
 
-def _between(x: Values, own: Values, edges: list[int], rule: History) -> Iterator[int]:
+def _between(x: Values, known: Values, edges: list[int], rule: History) -> Iterator[int]:
     """Second cuts of steps that took two commits.
 
-    The point beside a cut is a level of its own when it lies between both levels, beyond its noise and theirs.
+    The point beside a cut is a level of its own when it lies between both levels, beyond its noise and theirs and
+    farther than any of their points.
     """
     for start, cut, end in zip(edges, edges[1:], edges[2:], strict=False):
+        if np.isnan(known[start:end]).any():
+            continue
         for lone, second, rest, other in (
-            (cut, cut + 1, slice(cut + 1, end), slice(start, cut)),
-            (cut - 1, cut - 1, slice(start, cut - 1), slice(cut, end)),
+            (cut, cut + 1, x[cut + 1 : end], x[start:cut]),
+            (cut - 1, cut - 1, x[start : cut - 1], x[cut:end]),
         ):
-            points = rest.stop - rest.start
-            if points < _NEIGHBOURS or np.isnan(own[start:end]).any():
+            if len(rest) < _NEIGHBOURS:
                 continue
-            noise = max(float(x[rest].var(ddof=1)), float((own[rest] ** 2).mean()) + rule.process_noise**2)
-            alone = max(float(own[lone]) ** 2 + rule.process_noise**2, noise)
-            reach = rule.short_deviations * math.sqrt(alone + noise / points)
-            near, far = x[rest].mean() - x[lone], x[lone] - x[other].mean()
-            if near * far > 0 and min(abs(near), abs(far)) > reach:
+            floor = float(known[start:end].mean())
+            alone = max(float(known[lone]), float(rest.var(ddof=1)), floor)
+            away = [
+                (level.mean() - x[lone], rule.short_deviations * math.sqrt(alone + floor / len(level)), level)
+                for level in (rest, other)
+            ]
+            if away[0][0] * away[1][0] < 0 and all(
+                abs(far) > max(reach, float(np.abs(level - level.mean()).max())) for far, reach, level in away
+            ):
                 yield second
 
 

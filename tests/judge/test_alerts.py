@@ -82,6 +82,22 @@ def test_series_are_named_as_in_a_table_and_other_grids_by_their_class() -> None
     }
 
 
+@pytest.mark.parametrize("scatter, count", [(0.002, 5), (0.03, 0)])
+def test_witnesses_say_how_noisy_a_machine_is(scatter: float, count: int) -> None:
+    """Where each commit moves something, a series of ours has no quiet stretch to show its noise by."""
+    first = {"commits": COMMITS[:6], "noise": np.full(6, 0.001)}
+    stairs = replace(ours(4096, 512, 1.0), values=0.94 ** np.arange(6), **first)
+    others = [series(1.0, params=("4096", str(topk), "'naive'"), noise=scatter) for topk in range(10)]
+    quiet = [replace(one, values=one.values[:6], **first) for one in others]
+
+    def steps(*witnesses: History) -> int:
+        moved = [one for alert in judged(stairs, *witnesses) for one in alert.moved]
+        return sum(one.history is stairs for one in moved)
+
+    assert steps(*quiet) == count
+    assert steps(*quiet[:3]) == 0  # too few say
+
+
 def test_a_faster_and_a_slower_one_are_two_alerts() -> None:
     faster, slower = judged(ours(4096, 512, 1.0, 0.9), ours(4096, 2048, 1.0, 1.1), QUIET)
     assert {faster.verdict, slower.verdict} == {Verdict.IMPROVED, Verdict.REGRESSED} and faster.id != slower.id

@@ -175,6 +175,39 @@ def test_short_series_that_say_how_noisy_they_are_alarm_seldom(points: int) -> N
     assert alarms <= 4
 
 
+@pytest.mark.parametrize("few", [2, 3, 4])
+@pytest.mark.parametrize("points", [8, 13, 20, 40])
+def test_a_step_near_an_end_is_told_however_long_the_series_becomes(few: int, points: int) -> None:
+    first, last = [(few, 1.0), (points - few, 1.025)], [(points - few, 1.0), (few, 1.025)]
+    assert sum(one == [few] for one in told(first, 0.001, 30)) >= 25
+    assert sum(one == [points - few] for one in told(last, 0.001, 30)) >= 25
+
+
+def test_outliers_near_an_end_are_no_level() -> None:
+    values, noise = series((20, 1.0)), np.full(20, 0.001)
+    values[-1] *= 1.028
+    assert found(values, noise=noise) == []
+
+
+# Milliseconds of sparse_fwd on an H100 at seven commits (s_kv 8192, topk 2048); the second gave a wrong answer.
+STAIRS = np.array([7.80, math.nan, 3.847, 3.595, 3.349, 3.263, 3.255, 3.26, 3.25, 3.255])
+
+
+def test_where_noise_is_trusted_a_staircase_is_told_and_stays_told() -> None:
+    noise = np.full(len(STAIRS), 0.001)
+    for points in range(3, len(STAIRS) + 1):
+        expected = [place for place in (2, 3, 4) if place < points] + ([5] if points > 7 else [])
+        assert found(STAIRS[:points], noise=noise[:points], unrest=1.0) == expected
+    assert found(STAIRS, noise=noise, unrest=20.0) == [2]
+    assert found(STAIRS[:7], noise=noise[:7]) == [2]  # it may be this noisy
+
+
+def test_steps_are_told_in_the_noise_of_their_points() -> None:
+    values, noise = np.array([1.0, math.nan, 1.01, 0.0, 1.0]), np.array([0.004, 0.004, 0.004, 0.004, math.nan])
+    (step,) = changepoint.steps_in_noise(values, RULE, noise)
+    assert step == pytest.approx(math.log(1.01) / math.sqrt(2 * (0.004**2 + RULE.process_noise**2)))
+
+
 @pytest.mark.parametrize("growth", [0.002, -0.004])
 def test_short_drift_is_no_step(growth: float) -> None:
     drift = np.exp(growth * np.arange(10))
