@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from asv_bench import provenance
-from asv_bench.cases import Problem, dense_counterpart, prompt_counterpart
+from asv_bench.cases import PROBLEM_FIELDS, Problem, dense_counterpart, prompt_counterpart
 from asv_bench.findings import (
     OURS,
     Drift,
@@ -213,14 +214,21 @@ def _memory(sweep: Sweep) -> list[str]:
 def _accuracy(sweep: Sweep) -> list[str]:
     said = []
     for op in ("sparse_fwd", "dense_fwd"):
-        parts = []
-        for name in sweep.implementations:
-            of_this = [one for one in sweep.records if (one["op"], one["implementation"]) == (op, name)]
-            errors = [one["max_abs_err"] for one in of_this if has_number(one) and one["max_abs_err"] is not None]
-            if errors:
-                parts.append(f"{name} {small(max(errors))}")
-        if parts:
-            said.append(f"Largest error of {op} against the fp64 reference, on rows drawn anew: {', '.join(parts)}.")
+        errors: dict[str, dict[tuple[Any, ...], float]] = {}  # by implementation, of each problem
+        for one in sweep.records:
+            if one["op"] == op and has_number(one) and one["max_abs_err"] is not None:
+                problem = tuple(one[name] for name in PROBLEM_FIELDS)
+                errors.setdefault(one["implementation"], {})[problem] = one["max_abs_err"]
+        shared = set.intersection(*map(set, errors.values())) if errors else set()
+        names = [name for name in sweep.implementations if name in errors]
+        said_of = f"Largest error of {op} against the fp64 reference, on rows drawn anew"
+        if shared:
+            cases = "case" if len(shared) == 1 else "cases"
+            most = ", ".join(f"{name} {small(max(errors[name][problem] for problem in shared))}" for name in names)
+            said.append(f"{said_of}, in the same {len(shared)} {cases}: {most}.")
+        if any(set(errors[name]) != shared for name in names):
+            most = ", ".join(f"{name} {small(max(errors[name].values()))} ({len(errors[name])})" for name in names)
+            said.append(f"{said_of}, in all cases that each took (how many): {most}.")
     wrong = [found for found in sweep.records if (found["error"] or "").startswith("wrong_answer")]
     for found in wrong:
         where = f"{found['op']} at s_kv {found['s_kv']}"

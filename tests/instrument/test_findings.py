@@ -447,3 +447,15 @@ def test_each_ceiling_is_said() -> None:
     assert provenance.ceilings([one, one]) == first
     assert provenance.ceilings([one, two, two]) == f"for 1 records {first}; for 2 records {second}"
     assert provenance.ceilings([]).startswith("no ceiling")
+
+
+def test_errors_are_compared_over_the_same_cases() -> None:
+    first, second = (case.problem for case in cases.cases_of("seed")[:4:2])
+    assert first.op == second.op == "sparse_fwd"
+    said = said_of(
+        invented.number(first, "flash_dsa", 1.0, max_abs_err=1e-5),
+        invented.number(first, "naive", 1.0, max_abs_err=2e-5),
+        invented.number(second, "flash_dsa", 1.0, max_abs_err=3e-4),
+    )
+    assert "on rows drawn anew, in the same 1 case: flash_dsa 1.0e-05, naive 2.0e-05." in said
+    assert "in all cases that each took (how many): flash_dsa 3.0e-04 (2), naive 2.0e-05 (1)." in said
