@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ WORKFLOW = ".github/workflows/bench-pr.yml"  # whose runs are commented on
 ARTIFACT = "pr-check"
 ARCHIVE_BYTES = 16 << 20
 MEMBER_BYTES = 32 << 20  # unpacked
+CASES_MAX = 2000  # of a side; the suites have some 200
 MEMBERS = ("base.json", "head.json")
 MARKER = "<!-- flash_dsa pr-check -->"  # by which the comment is found again
 # What measures and builds: a pull request that changes it may have changed its own numbers.
@@ -181,9 +183,13 @@ def _read_side(archive: zipfile.ZipFile, name: str, folder: Path) -> results.Run
     path = folder / name
     path.write_bytes(text)
     try:
-        return results.read_run(path)
+        run = results.read_run(path)
     except results.Unreadable as error:
         raise Untrusted(str(error).replace(f"{folder}/", "")) from error
+    for what, count in (("cases", len(run.cases) + len(run.failures)), ("controls", len(run.controls))):
+        if count > CASES_MAX:  # sentences about them take time that grows with its square
+            raise Untrusted(f"{name}: expected at most {CASES_MAX} {what}, got {count}")
+    return run
 
 
 def render(event: Event, pull: PullRequest, sides: tuple[results.Run, results.Run], thresholds: Policy) -> str:
@@ -270,6 +276,11 @@ def _comment(event: Event, show: bool) -> int:
         except Untrusted as error:
             body, status = no_verdict(event, str(error)), verdict.USAGE
             print(f"no verdict: {code(error, 400)}", file=sys.stderr)
+        except github.GitHubError:
+            raise
+        except Exception as error:  # a stranger's files found a defect: no older verdict must be left standing
+            traceback.print_exc()
+            body, status = no_verdict(event, f"{type(error).__name__} in the judge"), verdict.USAGE
         if show:
             print(body)
         else:

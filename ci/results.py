@@ -214,7 +214,7 @@ def _controls(info: Mapping[str, Any]) -> Iterator[dict[str, Control]]:
         tables = {name: _table(measured, name, where) for name in measured}
         keys = ("seconds_median", "seconds_low", "seconds_high")
         yield {
-            name: Control(*(_number(table.get(key), f"{where}{name}.{key}") for key in keys))
+            name: Control(*(_seconds(table.get(key), f"{where}{name}.{key}") for key in keys))
             for name, table in tables.items()
             if table.get("seconds_median") is not None
         }
@@ -354,6 +354,13 @@ def _list(table: Mapping[str, Any], key: str, where: str = "") -> Sequence[Any]:
     if not isinstance(value, list):
         raise Unreadable(f"{where}{key}: expected a list, got {type(value).__name__}")
     return value
+
+
+def _seconds(value: Any, where: str) -> float:
+    seconds = _number(value, where)
+    if seconds <= 0:
+        raise Unreadable(f"{where}: expected seconds above 0, got {seconds}")
+    return seconds
 
 
 def _number(value: Any, where: str) -> float:

@@ -279,6 +279,24 @@ def unknown_compression() -> bytes:
     return bytes(content)
 
 
+def many(what: str) -> bytes:
+    """More than anybody measures."""
+    members = {name: json.loads(content) for name, content in sides().items()}
+    head = members["head.json"]
+    if what == "cases":
+        case = head["benchmarks"][0]
+        named = [{**case["extra_info"], "case": f"{number}"} for number in range(comment.CASES_MAX + 1)]
+        head["benchmarks"] = [{**case, "extra_info": extra} for extra in named]
+    else:
+        head["machine_info"]["flash_dsa"]["controls"] = [{}] * (comment.CASES_MAX + 1)
+    return zipped({name: json.dumps(document).encode() for name, document in members.items()})
+
+
+def a_control_of(seconds: float) -> bytes:
+    row = {"seconds_median": seconds, "seconds_low": seconds, "seconds_high": seconds}
+    return zipped(sides(controls=[{"gemm": row}, {"gemm": dict.fromkeys(row, 1.0)}]))
+
+
 ARCHIVES: dict[str, bytes] = {
     "nothing": b"",
     "no zip": b"\x1f\x8b tar of another kind",
@@ -299,6 +317,10 @@ ARCHIVES: dict[str, bytes] = {
     "deep": zipped(dict.fromkeys(BOTH, b"[" * 100_000)),
     "a long number": zipped(dict.fromkeys(BOTH, b"1" * 10_000)),
     "a line of 10 MB": zipped(dict.fromkeys(BOTH, b'{"a": "' + b"x" * 10_000_000 + b'"}')),
+    "too many cases": many("cases"),
+    "too many controls": many("controls"),
+    "a control without time": a_control_of(0),
+    "a control before its time": a_control_of(-1),
     "not a number": zipped({name: text.replace(b"0.0036", b"NaN") for name, text in sides().items()}),
 }
 
@@ -312,6 +334,19 @@ def test_an_archive_that_cannot_be_used_gives_no_verdict(github: GitHub, name: s
     assert "## No verdict for `bbbbbbbbbbbb`" in body and len(body) < 1500 and str(github.folder) not in body
     left = {"answers", "archive", "called", "event.json"}
     assert sorted({path.name for path in github.folder.rglob("*")} - left) == sorted({*before} - left)
+
+
+def test_a_defect_of_the_judge_leaves_no_older_verdict(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("never thought of")
+
+    github.archive = zipped(sides())
+    monkeypatch.setattr(comment, "judge_sides", fails)
+    assert github.comment() == 3
+    assert "What the check left cannot be used" in github.written[2] and "ZeroDivisionError" in github.written[2]
+    assert "never thought of" in capsys.readouterr().err
 
 
 def test_an_archive_that_is_too_large_is_not_fetched(github: GitHub) -> None:
