@@ -171,6 +171,14 @@ def test_what_waits_for_a_gpu_or_the_records_is_not_dropped() -> None:
     assert workflow("bench-comment")["concurrency"]["queue"] == "max"
 
 
+def test_a_leg_that_fails_hides_nothing_of_the_others() -> None:
+    """Without a condition of its own a job is skipped when any job before it failed, not its `needs` alone."""
+    assert jobs("gpu")["keep"]["if"] == "${{ !cancelled() && needs.measure.result != 'skipped' }}"
+    for name, job in (("gpu", "pages"), ("gpu", "publish"), ("nightly", "issues")):
+        described = jobs(name)[job]
+        assert described["if"] == f"${{{{ !cancelled() && needs.{described['needs']}.result == 'success' }}}}"
+
+
 def test_who_waits_for_approval_holds_up_no_other() -> None:
     assert {"event.pull_request.number", "event.label.name"} <= set(
         re.findall(r"github\.([a-z._]+)", jobs("bench-pr")["measure"]["concurrency"]["group"])
