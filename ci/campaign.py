@@ -82,13 +82,15 @@ class Done:
     """What a piece of a campaign did, in commits.
 
     Args:
-        measured: now. before: earlier. failed: do not build. left: for another piece, or asv gave no results of them.
+        measured: now. before: earlier. failed: do not build. left: for another piece, the lost among them. lost: tried,
+            and asv gave no results of them.
     """
 
     measured: int = 0
     before: int = 0
     failed: int = 0
     left: int = 0
+    lost: int = 0
 
 
 def run(options: Options, say: Callable[[str], None] = print) -> Done:
@@ -102,7 +104,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Done:
     known = _measured(options.results)
     options.folder.mkdir(parents=True, exist_ok=True)
     with builds.alone(options.folder / "lock", "another campaign is running"):
-        begun, count = time.monotonic(), {"measured": 0, "before": 0, "failed": 0}
+        begun, count = time.monotonic(), {"measured": 0, "before": 0, "failed": 0, "lost": 0}
         wanted = [commit for commit in commits if options.again or commit not in known]
         if wanted and not options.build_only:
             fixed = _bridge_of(options, commits)
@@ -130,6 +132,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Done:
                         count["measured"] += 1
                 except CheckError as error:  # of this commit: the next may do
                     say(f"    left: {error}")
+                    count["lost"] += 1
                     continue
                 count["failed"] += not _is_built(site)
                 wanted.remove(commit)

@@ -70,16 +70,21 @@ def keep(folder: Path, push: bool = False) -> list[str]:
         RecordsError: when a name or a commit is none of ours. results.Unreadable: when a file is no result.
     """
     found: dict[str, Path] = {}
+    pieces: dict[str, list[str]] = {}
     commits: set[str] = set()
     for path in sorted(folder.rglob("machine.json")):
-        commits |= _read_machine(path.parent, found)
+        commits |= _read_machine(path.parent, found, pieces)
     if not commits:
         raise RecordsError(f"{folder}: expected results with a machine.json beside them, got none")
     if push:
         _git("fetch", "--quiet", "origin", f"+refs/heads/{BRANCH}*:refs/remotes/origin/{BRANCH}*")
     parent = _tip()
     message = f"{', '.join(sorted({name.partition('/')[0] for name in found}))} at {', '.join(sorted(commits))}"
-    made = _commit(found, parent, message)
+    with tempfile.TemporaryDirectory() as merged:
+        for number, (name, texts) in enumerate(pieces.items()):
+            found[name] = Path(merged) / str(number)
+            found[name].write_text(_merged([_on_branch(parent, name), *texts]), encoding="utf-8")
+        made = _commit(found, parent, message)
     _git("update-ref", f"refs/heads/{BRANCH}", made)
     if push:
         _git("push", "--quiet", "origin", f"{made}:refs/heads/{BRANCH}")
@@ -99,9 +104,29 @@ def restore(results: Path) -> int:
             content = archive.extractfile(member)
             assert content is not None  # a regular file
             path = results / member.name
+            text = content.read()
+            if path.name == _BRIDGE and path.is_file():
+                text = _merged([read_text(path), text.decode()]).encode()
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.read())
+            path.write_bytes(text)
     return len(members)
+
+
+def _on_branch(tip: str | None, name: str) -> str:
+    there = tip and _git("ls-tree", tip, "--", name)
+    return _git("cat-file", "blob", f"{tip}:{name}").decode() if there else ""
+
+
+def _merged(texts: Sequence[str]) -> str:
+    """The pieces of all of these, each once and the oldest first: no runner has those of the others."""
+    lines = {line for text in texts for line in text.splitlines()}
+    return "".join(f"{line}\n" for line in sorted(lines, key=lambda line: (_when(line), line)))
+
+
+def _when(line: str) -> float:
+    """When a piece was measured."""
+    time = json.loads(line).get("timestamp")
+    return float(time) if isinstance(time, (int, float)) else 0.0
 
 
 def _is_ours(name: str) -> bool:
@@ -110,8 +135,12 @@ def _is_ours(name: str) -> bool:
     return bool(_MACHINE.fullmatch(machine) and known)
 
 
-def _read_machine(folder: Path, found: dict[str, Path]) -> set[str]:
-    """Reads everything in a machine's folder; puts its files by their paths on the branch, and returns the commits."""
+def _read_machine(folder: Path, found: dict[str, Path], pieces: dict[str, list[str]]) -> set[str]:
+    """Reads everything in a machine's folder; puts its files by their paths on the branch, and returns the commits.
+
+    Args:
+        folder: of the machine. found: gets the files. pieces: gets the texts of its bridge, which are merged.
+    """
     commits = set()
     for path in sorted(folder.iterdir()):
         name = f"{folder.name}/{path.name}"
@@ -121,8 +150,10 @@ def _read_machine(folder: Path, found: dict[str, Path]) -> set[str]:
             commit = _commit_of(path)
             _git("cat-file", "-e", f"{commit}^{{commit}}")
             commits.add(commit)
-        elif path.suffix == ".jsonl":
+        elif path.name == _BRIDGE:
             _read_lines(path)
+            pieces.setdefault(name, []).append(read_text(path))
+            continue
         else:
             load(path)
         found[name] = path

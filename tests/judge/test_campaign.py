@@ -141,7 +141,9 @@ def test_a_build_from_elsewhere_serves_where_none_is_made(project: Project, monk
     monkeypatch.setenv("FLASH_DSA_TARGETS", "elsewhere")
     assert project.measure(f"{first}..{last}", build_only=True) == Done(failed=1)
     monkeypatch.delenv("FLASH_DSA_TARGETS")
-    assert project.measure(f"{first}..{other}", bridge=last, prebuilt=True) == Done(measured=2, failed=1, left=1)
+    assert project.measure(f"{first}..{other}", bridge=last, prebuilt=True) == Done(
+        measured=2, failed=1, left=1, lost=1
+    )
     assert project.values() == {broken: State.FAILED, last: 1.0} and project.builds() == 1
     assert f"    left: {other[:12]} was not built before" in project.said
 
@@ -219,3 +221,9 @@ def test_the_command_says_what_it_cannot_do(
         assert "range: expected commits" in capsys.readouterr().err
     assert command.main(["history", commit, "--machine", MACHINE, "--build-only"]) == 0
     assert "0 measured, 0 before, 0 do not build, 0 left" in capsys.readouterr().out
+    # What its minutes leave is for another piece, and what cannot be measured is a fault of this one.
+    first, newest = commit, project.answer(2)
+    assert command.main(["history", f"{first} {newest}", "--machine", MACHINE, "--minutes", "0"]) == 0
+    assert "1 measured, 0 before, 0 do not build, 1 left" in capsys.readouterr().out
+    assert command.main(["history", project.answer(3), "--machine", MACHINE, "--prebuilt"]) == 1
+    assert "1 left" in capsys.readouterr().out

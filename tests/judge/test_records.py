@@ -102,6 +102,22 @@ def test_without_the_branch_nothing_is_restored(repository: Path, capsys: pytest
     assert capsys.readouterr().out == "no branch records yet\n"
 
 
+def test_pieces_of_a_bridge_are_gathered(repository: Path, tmp_path: Path) -> None:
+    """A runner has those of the checkout and its own: it must not undo another's, nor the branch what was tracked."""
+    commit, lines = commits(repository)[0], [f'{{"timestamp": {time}, "values": {{}}}}' for time in (9, 10, 11, 12)]
+    for number, known in enumerate(([1], [0, 2], [0])):
+        left = measured(tmp_path / f"left-{number}", commit)
+        (left / "box" / "bridge.jsonl").write_text("".join(f"{lines[one]}\n" for one in known))
+        assert "box/bridge.jsonl" in records.keep(left)
+    kept = git(repository, "show", "records:box/bridge.jsonl")
+    assert kept.splitlines() == lines[:3]
+    results = tmp_path / "results"
+    (results / "box").mkdir(parents=True)
+    (results / "box" / "bridge.jsonl").write_text(f"{lines[3]}\n{lines[0]}\n")
+    records.restore(results)
+    assert (results / "box" / "bridge.jsonl").read_text().splitlines() == lines
+
+
 def test_a_machine_may_measure_a_commit_again(repository: Path, tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         records.keep(measured(tmp_path / "left", commits(repository)[0], value=value))
