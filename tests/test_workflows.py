@@ -173,10 +173,17 @@ def test_what_waits_for_a_gpu_or_the_records_is_not_dropped() -> None:
 
 def test_a_leg_that_fails_hides_nothing_of_the_others() -> None:
     """Without a condition of its own a job is skipped when any job before it failed, not its `needs` alone."""
-    assert jobs("gpu")["keep"]["if"] == "${{ !cancelled() && needs.measure.result != 'skipped' }}"
     for name, job in (("gpu", "pages"), ("gpu", "publish"), ("nightly", "issues")):
         described = jobs(name)[job]
         assert described["if"] == f"${{{{ !cancelled() && needs.{described['needs']}.result == 'success' }}}}"
+
+
+@pytest.mark.parametrize(("name", "job"), [("gpu", "keep"), ("nightly", "alerts")])
+def test_history_and_issues_are_of_main(name: str, job: str) -> None:
+    """Both can be started by hand from any branch."""
+    described = jobs(name)[job]
+    skipped = f"needs.{described['needs']}.result != 'skipped'"
+    assert described["if"] == f"${{{{ !cancelled() && {skipped} && github.ref == 'refs/heads/main' }}}}"
 
 
 def test_who_waits_for_approval_holds_up_no_other() -> None:
