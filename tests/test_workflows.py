@@ -181,7 +181,10 @@ def test_a_leg_that_fails_hides_nothing_of_the_others() -> None:
 def test_only_runs_that_measured_are_commented_on() -> None:
     """A verdict stands where a later run was cancelled, skipped, or waits for approval."""
     condition = jobs("bench-comment")["comment"]["if"]
-    assert """contains(fromJSON('["success", "failure", "timed_out"]'), github.event.workflow_run.conclusion)""" in condition
+    assert (
+        """contains(fromJSON('["success", "failure", "timed_out"]'), github.event.workflow_run.conclusion)"""
+        in condition
+    )
 
 
 @pytest.mark.parametrize(("name", "job"), [("gpu", "keep"), ("nightly", "alerts")])
