@@ -27,7 +27,7 @@ MAY_WRITE = {
 }
 # Who can start a workflow with code that nobody of the project has looked at.
 FOREIGN = {"checks": "pull_request", "bench-pr": "pull_request"}
-# Each hash as its tag had it in the action's own repository when it was written here: who changes one, looks there first.
+# Each hash as its tag had it in the action's own repository; who changes one looks there first.
 PINNED = {
     "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1",
     "actions/deploy-pages@cd2ce8fcbc39b97be8ca5fce6e763baed58fa128 # v5.0.0",
