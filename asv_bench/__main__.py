@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--cases", help="ids, comma-separated, instead of a set")
     sweep.add_argument("--implementations", help="names or module:function, comma-separated (default: all built in)")
     sweep.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    sweep.add_argument("--machine", help="name in the records: h100-sxm, h200-sxm, cpu-x86 (default: local-<hostname>)")
+    sweep.add_argument("--machine", help="name in the records, such as h100-sxm (default: local-<hostname>)")
     sweep.add_argument("--output", type=Path, help="folder (default: asv_bench/sweeps/<machine>)")
     sweep.add_argument("--fresh", action="store_true", help="measure again what is done")
     sweep.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")

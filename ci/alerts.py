@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import math
-import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ci import changepoint, codegen, groups
+from ci import changepoint, codegen, groups, stats
 from ci.changepoint import ChangePoint
 from ci.history import History
 from ci.markdown import code
@@ -50,7 +49,6 @@ _RATIOS = "speedup"  # of sparse over dense, derived from what the other modules
 # recorded, to speak for the machine: small steps are sometimes located a few commits off.
 _MARGIN = 3
 _WITNESSED = 30  # steps of witnesses from which on they say how noisy the machine is
-_NORMAL = statistics.NormalDist()
 _LOST = (Verdict.FAILED, Verdict.MISSING)
 _BAD = (Verdict.REGRESSED, *_LOST)
 
@@ -345,7 +343,7 @@ def _unrest(place: Sequence[History], rule: Rule) -> float | None:
     size = np.abs(np.concatenate(steps)) if steps else np.empty(0)
     if len(size) < _WITNESSED:
         return None
-    return max(1.0, float(np.quantile(size, 0.75)) / _NORMAL.inv_cdf(0.875))
+    return max(1.0, float(np.quantile(size, 0.75)) / stats.normal_quantile(0.25))
 
 
 def _is_weak(moved: Sequence[Moved], rule: Rule) -> bool:

@@ -41,8 +41,6 @@ _NEIGHBOURS = 3  # to either side, in which an outlier is one
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # of windows; the last is the longest piece looked at whole
 _TRIED = 4  # windows of a piece that may fail, the strongest first, until no other is judged
 _FIRST_ORDERS = 10  # the part of all orders that is drawn first
-_SHORT = 12  # points of a piece at most whose orders may be too few, wherever it is cut
-_ORDERED = 4  # points of a side at least where a longer piece has orders enough
 _TINY = 1e-18  # a sum of squares below which values are equal
 _MANY, _PLAIN = 48, 1e-4  # points, and the share of false_alarms, from which no orders are drawn: none would be as rare
 _CHI2 = 3.841  # 95 % of chi-square with one degree of freedom: how far the location may be off
@@ -289,9 +287,9 @@ def _short(x: Values, known: Values, cuts: list[int], trusted: bool, rule: Histo
 
 
 def _told_by_noise(x: Values, known: Values, edges: list[int], rule: History) -> Iterator[int]:
-    """Cuts by Student's t where orders cannot tell, the noise being no less than what is known of it.
+    """Cuts by Student's t where orders cannot tell, since a side is short: all of its points are beyond the middle.
 
-    That is in short pieces, and where one side is short: all of its points are then on the new side of the middle.
+    The noise is no less than what is known of it.
     """
     pieces = list(itertools.pairwise(edges))
     while pieces:
@@ -302,14 +300,12 @@ def _told_by_noise(x: Values, known: Values, edges: list[int], rule: History) ->
             continue
         step, explained, rest = _two_levels(piece, _SIDE)
         t = np.sqrt(explained / np.maximum(rest / (n - 2), floor))
-        if n > _SHORT:
-            t[_ORDERED - _SIDE : n - _ORDERED - _SIDE + 1] = 0
         best = int(np.argmax(t))
         cut = best + _SIDE
         if t[best] < _quantile(rule.false_alarms / len(t), n - 2) or abs(step[best]) < rule.relevant_change:
             continue
         fewer, more = (piece[:cut], piece[cut:]) if cut <= n - cut else (piece[cut:], piece[:cut])
-        if n > _SHORT and (np.abs(fewer - more.mean()) < abs(step[best]) / 2).any():
+        if (np.abs(fewer - more.mean()) < abs(step[best]) / 2).any():
             continue
         if _is_drift(piece, cut, rule) and _line(piece) / floor < stats.chi2_quantile(rule.false_alarms, n - 2):
             continue
@@ -320,8 +316,7 @@ def _told_by_noise(x: Values, known: Values, edges: list[int], rule: History) ->
 def _between(x: Values, known: Values, edges: list[int], rule: History) -> Iterator[int]:
     """Second cuts of steps that took two commits.
 
-    The point beside a cut is a level of its own when it lies between both levels, beyond its noise and theirs and
-    farther than any of their points.
+    The point beside a cut is a level of its own when it lies between both levels, beyond its noise and theirs.
     """
     for start, cut, end in zip(edges, edges[1:], edges[2:], strict=False):
         if np.isnan(known[start:end]).any():
@@ -334,13 +329,11 @@ def _between(x: Values, known: Values, edges: list[int], rule: History) -> Itera
                 continue
             floor = float(known[start:end].mean())
             alone = max(float(known[lone]), float(rest.var(ddof=1)), floor)
-            away = [
-                (level.mean() - x[lone], rule.short_deviations * math.sqrt(alone + floor / len(level)), level)
-                for level in (rest, other)
-            ]
-            if away[0][0] * away[1][0] < 0 and all(
-                abs(far) > max(reach, float(np.abs(level - level.mean()).max())) for far, reach, level in away
-            ):
+            near, far = float(rest.mean() - x[lone]), float(x[lone] - other.mean())
+            reach_near, reach_far = (
+                rule.short_deviations * math.sqrt(alone + floor / len(level)) for level in (rest, other)
+            )
+            if near * far > 0 and abs(near) > reach_near and abs(far) > reach_far:
                 yield second
 
 

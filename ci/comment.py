@@ -186,7 +186,10 @@ def _read_side(archive: zipfile.ZipFile, name: str, folder: Path) -> results.Run
         run = results.read_run(path)
     except results.Unreadable as error:
         raise Untrusted(str(error).replace(f"{folder}/", "")) from error
-    for what, count in (("cases", len(run.cases) + len(run.failures)), ("controls", len(run.controls))):
+    for what, count in (
+        ("cases", len(run.cases) + len(run.failures)),
+        ("controls", sum(1 + len(one) for one in run.controls)),
+    ):
         if count > CASES_MAX:  # sentences about them take time that grows with its square
             raise Untrusted(f"{name}: expected at most {CASES_MAX} {what}, got {count}")
     return run

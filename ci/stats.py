@@ -125,7 +125,7 @@ class Estimate:
         only the part of the blocks has its alpha cut by the share of this look.
         """
         blocks = student_quantile(alpha * self.share, self.freedom) * self.error
-        return math.hypot(blocks, _normal_quantile(alpha) * self.process_noise)
+        return math.hypot(blocks, normal_quantile(alpha) * self.process_noise)
 
     @property
     def p_value(self) -> float:
@@ -158,7 +158,7 @@ class Estimate:
         """How far below the truth the estimate stays with probability `power` at most; only chance, no looks."""
         alpha = 2 * (1 - power)
         blocks = student_quantile(alpha, self.freedom) * self.error
-        return math.hypot(blocks, _normal_quantile(alpha) * self.process_noise)
+        return math.hypot(blocks, normal_quantile(alpha) * self.process_noise)
 
 
 def compare(
@@ -323,5 +323,6 @@ def chi2_quantile(alpha: float, freedom: int) -> float:
     return float(freedom * (1 - spread + _NORMAL.inv_cdf(1 - alpha) * math.sqrt(spread)) ** 3)
 
 
-def _normal_quantile(alpha: float) -> float:
+def normal_quantile(alpha: float) -> float:
+    """What the size of a standard normal variable exceeds with probability alpha."""
     return -_NORMAL.inv_cdf(alpha / 2) if alpha < 1 else 0.0

@@ -24,8 +24,6 @@ pytestmark = pytest.mark.xdist_group("make")  # one after the other: each runs m
 
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = "local-pipeline"
-# What a make that runs these tests hands down, and does not hold for the clone.
-HANDED_DOWN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "FLASH_DSA_COMMIT")
 pytest.importorskip("flash_dsa", reason="the library is not built")
 
 
@@ -36,7 +34,7 @@ class Clone:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environ = {**os.environ, "HOME": str(self.home), "FLASH_DSA_BENCH_CPU": "1", "FLASH_DSA_TARGETS": "cpu"}
-        environ = {name: value for name, value in environ.items() if name not in HANDED_DOWN}
+        environ = {name: value for name, value in environ.items() if name not in tree.HANDED_DOWN}
         return subprocess.run(command, cwd=self.root, env=environ, text=True, capture_output=True)
 
     def git(self, *arguments: str) -> str:

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tree import HANDED_DOWN
 
 from ci import comment, drill, policy, results
 from ci.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / ".github" / "workflows" / "bench-pr.yml"
-# What a make that runs these tests hands down, and does not hold for the clone.
-HANDED_DOWN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "FLASH_DSA_COMMIT")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("make")]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a build and a check without a GPU."""
+    known = {name: value for name, value in os.environ.items() if name not in HANDED_DOWN}
+    return {**known, "FLASH_DSA_TARGETS": "cpu", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 class Clone:
@@ -30,8 +35,7 @@ class Clone:
         self.run("git", "clone", "-q", str(ROOT), str(self.root), folder=folder)
 
     def run(self, *words: str, folder: Path | None = None, expect: int = 0) -> str:
-        environment = {**os.environ, "FLASH_DSA_TARGETS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(words, cwd=folder or self.root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=folder or self.root, env=environment(), capture_output=True, text=True)
         assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
@@ -43,7 +47,7 @@ class Clone:
         done = subprocess.run(
             [sys.executable, "-m", "ci", "pr", "--base", base, *more],
             cwd=self.root,
-            env={**os.environ, "FLASH_DSA_TARGETS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+            env=environment(),
             capture_output=True,
             text=True,
         )
@@ -55,11 +59,10 @@ class Clone:
         steps = yaml.safe_load(WORKFLOW.read_text())["jobs"]["measure"]["steps"]
         (command,) = (step["run"] for step in steps if "pr-check" in step.get("run", ""))
         (self.root / ".venv").symlink_to(sys.prefix)
-        known = {name: value for name, value in os.environ.items() if name not in HANDED_DOWN}
         done = subprocess.run(
             ["bash", "-c", f"{command} --old-file=.venv/ready"],
             cwd=self.root,
-            env={**known, "FLASH_DSA_TARGETS": "cpu", "CUDA_VISIBLE_DEVICES": "", "BASE": base},
+            env=environment(BASE=base),
             capture_output=True,
             text=True,
         )

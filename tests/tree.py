@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# What a make that runs tests hands down, and does not hold for a clone.
+HANDED_DOWN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "FLASH_DSA_COMMIT")
 
 
 def made(pattern: str) -> Path:

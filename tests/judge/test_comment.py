@@ -288,7 +288,9 @@ def many(what: str) -> bytes:
         named = [{**case["extra_info"], "case": f"{number}"} for number in range(comment.CASES_MAX + 1)]
         head["benchmarks"] = [{**case, "extra_info": extra} for extra in named]
     else:
-        head["machine_info"]["flash_dsa"]["controls"] = [{}] * (comment.CASES_MAX + 1)
+        row = dict.fromkeys(("seconds_median", "seconds_low", "seconds_high"), 1.0)
+        names = {f"{number}": row for number in range(comment.CASES_MAX)}
+        head["machine_info"]["flash_dsa"]["controls"] = [names] if what == "names" else [{}] * (comment.CASES_MAX + 1)
     return zipped({name: json.dumps(document).encode() for name, document in members.items()})
 
 
@@ -319,6 +321,7 @@ ARCHIVES: dict[str, bytes] = {
     "a line of 10 MB": zipped(dict.fromkeys(BOTH, b'{"a": "' + b"x" * 10_000_000 + b'"}')),
     "too many cases": many("cases"),
     "too many controls": many("controls"),
+    "too many names of controls": many("names"),
     "a control without time": a_control_of(0),
     "a control before its time": a_control_of(-1),
     "not a number": zipped({name: text.replace(b"0.0036", b"NaN") for name, text in sides().items()}),

@@ -222,6 +222,13 @@ def test_a_filter_is_in_the_address_and_the_address_sets_the_filter(browser: Any
         assert "TFLOPS" in page.inner_text("main table")
 
 
+def test_the_overview_says_what_was_measured_before_a_change(browser: Any, address: str, tree: invented.Tree) -> None:
+    with visiting(browser) as visit:
+        page = visit.open(f"{address}/index.html?machine=h100-sxm&verdict=improved")
+        faster, before = (tree.commits[at][:10] for at in (invented.FASTER_AT, invented.FASTER_AT - 1))
+        assert f"since {faster}, measured before at {before}: " in page.locator(".alert").first.inner_text()
+
+
 def test_the_overview_compares_the_pieces_of_a_history(browser: Any, address: str) -> None:
     with visiting(browser) as visit:
         page = visit.open(f"{address}/index.html?machine=h100-sxm")

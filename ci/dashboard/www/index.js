@@ -77,14 +77,13 @@ function alert(one, index, place, commits) {
   const series = index.series.find((other) => other.id === one.series[0]);
   const where = { machine: place.label, op: series?.op, s_kv: series?.s_kv, variant: series?.variant };
   const near = one.commits.length > 1 ? ` or ${plural(one.commits.length - 1, "commit")} near it` : "";
-  const last = one.known_good ? [", last measured without it at ", commitLink(one.known_good)] : [];
   const settled = [element("span", { class: one.status }, one.status)];
   if (one.fixed_by) settled.push(" by ", commitLink(one.fixed_by));
   if (one.acknowledged) settled.push(` by ${one.acknowledged.author}: ${one.acknowledged.reason} (${one.acknowledged.date})`);
   return element(
     "div",
     { class: "alert", id: one.id },
-    element("p", {}, badge(one.verdict, one.cause === "environment" ? "faint" : one.verdict), " since ", commitLink(one.commits[0]), near, ...last, `: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
+    element("p", {}, badge(one.verdict, one.cause === "environment" ? "faint" : one.verdict), " since ", commitLink(one.commits[0]), near, ", measured before at ", commitLink(one.known_good), `: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
     ...sentences(one),
     element("p", { class: "faint" }, `${CAUSES[one.cause]}, `, ...settled, ". ", element("a", { href: address("history", where) }, `History of ${plural(one.series.length, "series", "series")}`)),
   );
