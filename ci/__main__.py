@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ci import alerts, builds, campaign, docs, history, policy, pull_request, qualify, report, results, verdict
+from ci import alerts, builds, campaign, commits, docs, history, policy, pull_request, qualify, report, results, verdict
 from ci import drill as drills
 from ci.arguments import Parser
 from ci.dashboard import libraries, site
@@ -155,7 +155,9 @@ def _judge(options: argparse.Namespace) -> int:
     acknowledged = alerts.read_acknowledged(options.acknowledged)
     tree = history.tree_of(options.results)
     fingerprints = alerts.read_fingerprints(tree)
-    found = alerts.judge(history.read_tree(tree), policy.load().history, fingerprints, acknowledged)
+    found = alerts.judge(
+        history.read_tree(tree, commits.of(Path.cwd())), policy.load().history, fingerprints, acknowledged
+    )
     results.write_atomically(options.output, json.dumps(alerts.document(found), indent=1) + "\n")
     print(alerts.text(found))
     return alerts.exit_code(found)

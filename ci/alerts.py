@@ -45,6 +45,7 @@ _CONTROLS = "control"
 # Classes of the GPU's grid, by which alone a series is not named.
 _SUITES = {"SparsePrefill.track_seconds", "DensePrefill.track_seconds", "SparseOverDense.track_ratio"}
 _RATIOS = "speedup"  # of sparse over dense, derived from what the other modules measure
+_RATIO = "sparse_over_dense"  # how sentences call them
 # Measured commits on each side of an alert's range in which the code must not have changed either, where it was
 # recorded, to speak for the machine: small steps are sometimes located a few commits off.
 _MARGIN = 3
@@ -184,7 +185,9 @@ class Alert:
             if problem is not None and name not in known:
                 known[name] = problem
                 cases.append(CaseVerdict(name, Verdict.UNCHANGED))
-        return groups.sentences(cases, known, [self.verdict]) + sorted(other)
+        said = groups.sentences(cases, known, [self.verdict])
+        said.sort(key=lambda sentence: sentence.startswith(_RATIO))  # after what they are made of
+        return said + sorted(other)
 
 
 def judge(
@@ -211,6 +214,7 @@ def judge(
             for point in changepoint.detect(history.values, rule, history.noise, unrest)
         ]
         moved += itertools.chain.from_iterable(map(_losses, place))
+        moved = [one for one in moved if not _follows_dense(one, moved)]
         together = [group for group in _together(moved) if not _follows_from(group, moved)]
         changes = [_code_changes(group, fingerprints or {}) for group in together]
         causes = [_cause(group, moved, place, change) for group, change in zip(together, changes, strict=True)]
@@ -250,20 +254,28 @@ def _losses(history: History) -> Iterator[Moved]:
 
 
 def _together(moved: Sequence[Moved]) -> list[tuple[Moved, ...]]:
-    """What went the same way and may be the same commit's, as ranges have one in common; witnesses apart."""
-    found: dict[tuple[Verdict, bool], list[tuple[int, int, list[Moved]]]] = {}
-    for one in sorted(moved, key=lambda one: (one.point.index, one.history.benchmark, one.history.params)):
-        kind = found.setdefault((one.verdict, _is_witness(one.history)), [])
-        for number, (first, last, group) in enumerate(kind):
-            first, last = max(first, one.point.earliest), min(last, one.point.latest)
-            if first <= last:
-                group.append(one)
-                kind[number] = (first, last, group)
+    """What went the same way and may be the same commit's, as ranges have one in common; witnesses apart.
+
+    What most have at one commit comes first: another whose own commit is near and whose range is wide joins it.
+    """
+    at_commits: dict[tuple[Verdict, bool, int], list[Moved]] = {}
+    for one in sorted(moved, key=lambda one: (one.history.benchmark, one.history.params)):
+        at_commits.setdefault((one.verdict, _is_witness(one.history), one.point.index), []).append(one)
+    found: dict[tuple[Verdict, bool], list[list[Moved]]] = {}
+    for (verdict, witness, _), group in sorted(at_commits.items(), key=lambda item: (-len(item[1]), item[0][2])):
+        kind = found.setdefault((verdict, witness), [])
+        for larger in kind:
+            if _may_be_one(larger + group):
+                larger += group
                 break
         else:
-            kind.append((one.point.earliest, one.point.latest, [one]))
-    groups_found = [tuple(group) for kind in found.values() for _, _, group in kind]
+            kind.append(group)
+    groups_found = [tuple(group) for kind in found.values() for group in kind]
     return sorted(groups_found, key=lambda group: group[0].point.index)
+
+
+def _may_be_one(moved: Sequence[Moved]) -> bool:
+    return max(one.point.earliest for one in moved) <= min(one.point.latest for one in moved)
 
 
 def _range(moved: Sequence[Moved]) -> tuple[int, int]:
@@ -291,36 +303,40 @@ def _last_before(moved: Sequence[Moved], index: int) -> int:
     return int(measured[np.searchsorted(measured, index) - 1])
 
 
-def _follows_from(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
-    """Whether these only follow what has an alert of its own.
-
-    Ratios of sparse over dense moved because our dense did, the other way round, or lost their value because sparse or
-    dense did; witnesses failed where ours did, as all do at a commit that does not build.
-    """
-    first, last = _range(moved)
-    if moved[0].loss and _is_witness(moved[0].history):
-        return any(
-            one.loss is moved[0].loss and not _is_witness(one.history) and one.point.index == last for one in others
-        )
-    if any(one.history.benchmark.partition(".")[0] != _RATIOS for one in moved):
+def _follows_dense(one: Moved, others: Sequence[Moved]) -> bool:
+    """Whether this is a ratio of sparse over dense that moved because our dense did, the other way round."""
+    if not _is_ratio(one.history) or one.loss:
         return False
-    near = [
-        one
-        for one in others
-        if one.history.benchmark.partition(".")[0] in _OPS
-        and not _is_witness(one.history)
-        and one.point.earliest <= last
-        and one.point.latest >= first
-    ]
-    if moved[0].loss:
-        return any(one.loss is moved[0].loss for one in near)
-    size = min(abs(one.size) for one in moved)
     return any(
-        one.history.benchmark.startswith("dense_prefill.")
-        and one.slower != moved[0].slower
-        and abs(one.size) >= size / 2
-        for one in near
+        other.history.benchmark.startswith("dense_prefill.")
+        and not _is_witness(other.history)
+        and other.history.params[1:2] == one.history.params[2:3]  # of the same head sizes
+        and other.slower != one.slower
+        and abs(other.size) >= abs(one.size) / 2
+        and _may_be_one([one, other])
+        for other in others
     )
+
+
+def _follows_from(moved: Sequence[Moved], others: Sequence[Moved]) -> bool:
+    """Whether these lost their value because others did, which have an alert of their own.
+
+    Ratios do where sparse or dense did; witnesses do where ours did, as all do at a commit that does not build.
+    """
+    if not moved[0].loss:
+        return False
+    first, last = _range(moved)
+    lost = [one for one in others if one.loss is moved[0].loss and not _is_witness(one.history)]
+    if _is_witness(moved[0].history):
+        return any(one.point.index == last for one in lost)
+    if not all(_is_ratio(one.history) for one in moved):
+        return False
+    ops = [one for one in lost if one.history.benchmark.partition(".")[0] in _OPS]
+    return any(one.point.earliest <= last and one.point.latest >= first for one in ops)
+
+
+def _is_ratio(history: History) -> bool:
+    return history.benchmark.partition(".")[0] == _RATIOS
 
 
 def _likeliest(moved: Sequence[Moved]) -> int:
@@ -416,8 +432,10 @@ def _followed_up(
         if fits and any(commit.startswith(entry.commit) for commit in alert.commits):
             alert = replace(alert, status=Status.ACKNOWLEDGED, acknowledgement=entry)
             break
+    # A ratio is not back when sparse is, if dense has moved since.
+    counting = [one for one in alert.moved if not _is_ratio(one.history)] or alert.moved
     undone = []
-    for one in alert.moved:
+    for one in counting:
         # What the machine gives back does not mend the code.
         later = [
             other
@@ -426,7 +444,7 @@ def _followed_up(
         ]
         commit = _undone_by(one, later, rule)
         undone += [commit] if commit else []
-    if len(undone) > len(alert.moved) / 2:
+    if len(undone) > len(counting) / 2:
         return replace(alert, status=Status.FIXED, fixed_by=max(sorted(set(undone)), key=undone.count))
     return alert
 
@@ -460,7 +478,7 @@ def _problem(history: History) -> dict[str, Any] | None:
         return None
     s_kv, other = int(params[0]), [] if rest in _SUITES else [rest]  # the smoke grid's are families of their own
     if module == _RATIOS and params[1].isdecimal():
-        problem = {"op": "sparse_over_dense", "topk": int(params[1]), **_head_dims(params[2])}
+        problem = {"op": _RATIO, "topk": int(params[1]), **_head_dims(params[2])}
     elif module == "sparse_prefill" and params[1].isdecimal():
         problem, other = {"op": _OPS[module], "topk": int(params[1])}, [params[2], *other]
     elif module == "dense_prefill":

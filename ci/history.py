@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -63,7 +63,7 @@ class History:
 
     Args:
         benchmark: its name. params: a value for each of its parameters. machine, environment: where it was measured.
-        commits: in order of their dates. values: one each, NaN where there is none.
+        commits: in their order. values: one each, NaN where there is none.
         noise: relative standard deviation of each by its own samples, NaN where unknown.
         failed, not_applicable: commits, by index, at which it gave no value: it failed, or had nothing to measure.
         detail: of the points, for pages; None of a series that comes from no tree.
@@ -140,18 +140,22 @@ def tree_of(folder: Path) -> Path:
     return found[0] if found else folder
 
 
-def read_tree(root: Path) -> list[History]:
+def read_tree(root: Path, known: Collection[str] = ()) -> list[History]:
     """All series of a results tree.
 
-    Commits are ordered by date. A series has a value for every commit that was measured on its machine in its
-    environment; one whose benchmark changed its version is another series from there on.
+    A series has a value for every commit that was measured on its machine in its environment; one whose benchmark
+    changed its version is another series from there on.
 
+    Args:
+        root: of the tree. known: commits in their order, such as `commits.of` a repository; the tree's others stand
+            among them by asv's date.
     Raises:
         results.Unreadable: for a file that is damaged or no result and for a folder that cannot be listed, naming it;
             for two files of one commit in one environment; for a tree without results.
     """
     found: list[History] = []
     numbers: dict[_Key, int] = {}
+    positions = {commit: position for position, commit in enumerate(known)}
     for machine, is_folder in _listed(root):
         if not is_folder:
             continue
@@ -165,7 +169,7 @@ def read_tree(root: Path) -> list[History]:
             if other != path:
                 raise Unreadable(f"{path}: commit {result.commit} in this environment was read from {other.name}")
         for environment, read in by_environment.items():
-            results = [result for _, result in read.values()]
+            results = _ordered([result for _, result in read.values()], positions)
             found += _series(machine.name, environment, results, list(numbers))
     if not found:
         raise Unreadable(f"{root}: expected asv's results, in a folder per machine, got none")
@@ -181,8 +185,18 @@ def _listed(folder: Path) -> list[tuple[Path, bool]]:
         raise Unreadable(f"{folder}: {error.strerror}") from error
 
 
+def _ordered(results: list[_Result], positions: Mapping[str, int]) -> list[_Result]:
+    """Results by their commits' positions; one without stands before the first that no earlier date reaches."""
+    keys: dict[str, tuple[float, float, str]] = {}
+    latest = -math.inf
+    for result in sorted(results, key=lambda result: positions.get(result.commit, math.inf)):
+        position = positions.get(result.commit, math.inf)
+        latest = max(latest, result.date) if position < math.inf else result.date
+        keys[result.commit] = (latest, position, result.commit)
+    return sorted(results, key=lambda result: keys[result.commit])
+
+
 def _series(machine: str, environment: str, results: list[_Result], keys: list[_Key]) -> Iterator[History]:
-    results.sort(key=lambda result: (result.date, result.commit))
     commits = tuple(result.commit for result in results)
     dates = tuple(result.date for result in results)
     values, noise, low, high = np.full((4, len(keys), len(results)), math.nan)

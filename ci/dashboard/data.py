@@ -28,6 +28,7 @@ from ci import bridge, codegen
 from ci.alerts import Alert, Cause, Status
 from ci.bridge import Piece
 from ci.changepoint import ChangePoint, Values
+from ci.commits import Commits
 from ci.dashboard import sidecar, speedups, work
 from ci.dashboard.points import OURS, SPEEDUP, Point, point_of
 from ci.dashboard.sidecar import Sidecars
@@ -42,7 +43,6 @@ _SUBJECT = 160  # letters kept of a commit's first line
 _TRIED = (State.MEASURED, State.FAILED)
 _DIGITS = 6  # of a number, as the suites store it
 _Name = tuple[str, str, str, sidecar.Key]  # place, benchmark, version, point: of a series that was measured
-Subjects = Mapping[str, tuple[float, str]]  # date in seconds and first line of the message, by commit
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,14 @@ def write(
     places: Sequence[Place],
     alerts: Sequence[Alert],
     pieces: Mapping[str, Sequence[Piece]],
-    subjects: Subjects,
+    known: Commits,
     facts: Any,
 ) -> None:
     """Writes the files.
 
     Args:
         folder: for them. places: with their series. alerts: of all places. pieces: of campaigns, by machine.
-        subjects: of commits, where git knows them.
+        known: commits that git knows, for their dates and subjects.
         facts: for the pages, such as the address of a commit; put into `index.json` as they are.
     """
     numbers: dict[_Name, str] = {}
@@ -174,8 +174,8 @@ def write(
             _write(folder / "series" / f"{name}.json", content)
         for number, commit in enumerate(place.commits):
             _write(folder / "at" / place.id / f"{_plain(commit)}.json", matrices.of_commit(number))
-        dates = [_date(subjects, commit, place.dates[number]) for number, commit in enumerate(place.commits)]
-        texts = [subjects.get(commit, (0.0, ""))[1][:_SUBJECT] for commit in place.commits]
+        dates = [_date(known, commit, place.dates[number]) for number, commit in enumerate(place.commits)]
+        texts = [known.get(commit, (0.0, ""))[1][:_SUBJECT] for commit in place.commits]
         commits = {"hash": list(map(_plain, place.commits)), "date": dates, "subject": texts}
         _write(folder / "commits" / f"{place.id}.json", commits)
         _write(folder / "crossovers" / f"{place.id}.json", _crossovers(place))
@@ -453,8 +453,8 @@ def _plain(commit: str) -> str:
     return "".join(letter for letter in commit if letter.isalnum()) or "none"
 
 
-def _date(subjects: Subjects, commit: str, milliseconds: float) -> int:
-    return int(subjects[commit][0] if commit in subjects else milliseconds / 1000)
+def _date(known: Commits, commit: str, milliseconds: float) -> int:
+    return int(known[commit][0] if commit in known else milliseconds / 1000)
 
 
 def _write(path: Path, content: Any) -> None:

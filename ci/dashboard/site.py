@@ -6,13 +6,11 @@ import html
 import re
 import shutil
 import string
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci import alerts, bridge, history, policy
+from ci import alerts, bridge, commits, history, policy
 from ci.dashboard import data, libraries, sidecar
-from ci.dashboard.data import Subjects
 from ci.results import Unreadable
 
 FOLDER = "dashboard"
@@ -135,7 +133,8 @@ def _rendered(shell: string.Template, page: Page, project: str) -> str:
 
 
 def _write_data(options: Options, folder: Path) -> None:
-    histories = history.read_tree(options.results)
+    known = commits.of(options.repository)
+    histories = history.read_tree(options.results, known)
     sidecars = {machine: sidecar.read(options.results / machine) for machine in {one.machine for one in histories}}
     fingerprints = {
         (machine, commit): fingerprint
@@ -146,13 +145,4 @@ def _write_data(options: Options, folder: Path) -> None:
     places = list(data.places_of(histories, found, sidecars))
     facts = {"project": options.project, "commit_address": options.commit_address}
     pieces = {machine: bridge.read(options.results / machine) for machine in sidecars}
-    data.write(folder, places, found, pieces, _subjects(options.repository), facts)
-
-
-def _subjects(repository: Path) -> Subjects:
-    """Date and first line of every commit that git knows there; none where it is no repository."""
-    command = ["git", "-C", str(repository), "log", "--all", "HEAD", "-z", "--format=%H %ct %s"]
-    done = subprocess.run(command, capture_output=True)
-    lines = done.stdout.decode(errors="replace").split("\0") if done.returncode == 0 else []
-    parted = [line.split(" ", 2) for line in lines if line]
-    return {commit: (float(date), "".join(rest)) for commit, date, *rest in parted}
+    data.write(folder, places, found, pieces, known, facts)

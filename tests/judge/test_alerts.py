@@ -203,6 +203,41 @@ def test_a_ratio_that_only_dense_moved_is_no_alert_of_its_own() -> None:
         assert "speedup.SparseOverDense.track_ratio" in moved
 
 
+def test_ratios_that_follow_dense_stand_in_no_alert_of_what_else_moved() -> None:
+    """Sparse grew slower at the commit that made dense faster: of dense's part a ratio says nothing more."""
+    found = judged(ours(8192, 2048, 1.0, 1.05), ratio(1.0, 1.05 / 0.5), dense(1.0, 0.5), QUIET)
+    assert [(alert.verdict, len(alert.moved)) for alert in found] == [(Verdict.IMPROVED, 1), (Verdict.REGRESSED, 1)]
+    assert found[1].moved[0].history.benchmark == SPARSE
+    other = ratio(1.0, 1.05 / 0.5)
+    of_128 = History(**{**vars(other), "params": ("8192", "2048", "'128x128'")})  # whose dense did not move
+    (regressed,) = (
+        alert
+        for alert in judged(ours(8192, 2048, 1.0, 1.05), of_128, dense(1.0, 0.5), QUIET)
+        if alert.verdict is Verdict.REGRESSED
+    )
+    assert len(regressed.moved) == 2 and regressed.sentences[0].startswith("sparse_fwd")
+
+
+def test_a_ratio_that_later_dense_moved_does_not_keep_what_is_mended_open() -> None:
+    levels = (1.0, 1.05, 1.0, 1.0)
+    faster = [ratio(1.0, 1.05, 1.0 / 0.5, 1.0 / 0.5, topk=topk) for topk in (512, 1024, 2048)]
+    found = judged(ours(8192, 2048, *levels), *faster, dense(1.0, 1.0, 0.5, 0.5), QUIET)
+    (broke,) = (alert for alert in found if alert.verdict is Verdict.REGRESSED)
+    assert len(broke.moved) == 4 and (broke.status, broke.fixed_by) == (Status.FIXED, COMMITS[20])
+
+
+def test_a_change_is_said_with_those_of_its_own_commit() -> None:
+    """A noisy series may have moved at either of two commits; its best guess is the one that most others moved at."""
+    at = {number: ours(s_kv, 2048, 1.0, 1.0) for number, s_kv in enumerate((1024, 2048, 4096, 8192, 16384))}
+    point = ChangePoint(20, 20, 20, 1.0, 0.9, 0.9, 0.89, 0.91)
+    early = replace(point, index=18, earliest=18, latest=18)
+    wide = replace(point, earliest=17, latest=22)
+    moved = [Moved(at[0], early), Moved(at[1], point), Moved(at[2], point), Moved(at[3], wide)]
+    lone = Moved(at[4], replace(point, index=22, earliest=20, latest=23))
+    groups = [[one.history.params[0] for one in group] for group in alerts._together([*moved, lone])]
+    assert groups == [["1024"], ["2048", "4096", "8192", "16384"]]
+
+
 def test_without_witnesses_or_fingerprint_the_cause_is_unknown() -> None:
     (alert,) = judged(ours(4096, 512, 1.0, 1.04))
     assert alert.cause is Cause.UNKNOWN and alerts.exit_code([alert]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import pytest
 from tree import project_files
 
 from ci import __main__ as command
-from ci import history
+from ci import commits, history
 from ci.history import State
 from ci.results import Unreadable
 
@@ -51,6 +52,41 @@ def test_series_are_ordered_by_date_with_gaps_where_nothing_is(tmp_path: Path) -
     other = found["t", ("2",)]
     assert (first.failed, first.not_applicable, other.failed, other.not_applicable) == ((0,), (), (0,), (1,))
     assert found["scalar", ()].failed == () == found["scalar", ()].not_applicable  # not run is neither
+
+
+def test_commits_stand_as_git_has_them_and_others_among_them_by_date(tmp_path: Path) -> None:
+    """A rebased commit keeps its author's date, which is the one in asv's files."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+
+    def git(*arguments: str, **environment: str) -> str:
+        who = {f"GIT_{role}_{what}": "x" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        command = ["git", "-C", str(repository), *arguments]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, env=os.environ | who | environment
+        ).stdout
+
+    git("init", "-q")
+    written = {"first": 1000, "second": 4000, "rebased": 2000, "last": 5000}
+    hashes = {}
+    for day, (name, date) in enumerate(written.items()):
+        dates = {"GIT_AUTHOR_DATE": f"@{date} +0000", "GIT_COMMITTER_DATE": f"@{9000 + day} +0000"}
+        git("commit", "-q", "--allow-empty", "-m", f"{name} of them", **dates)
+        hashes[name] = git("rev-parse", "HEAD").strip()
+        write(tmp_path / "results", hashes[name], date * 1000, {"t": [[float(date)], [], "v1"]})
+    gone = {"before": 500, "between": 3000, "after": 4500}  # of branches that are no more
+    for name, date in gone.items():
+        hashes[name] = hashlib.sha1(name.encode()).hexdigest()
+        write(tmp_path / "results", hashes[name], date * 1000, {"t": [[float(date)], [], "v1"]})
+    known = commits.of(repository)
+    assert list(known.values()) == [(9000.0 + day, f"{name} of them") for day, name in enumerate(written)]
+    (one,) = history.read_tree(tmp_path / "results", known)
+    names = {commit: name for name, commit in hashes.items()}
+    order = ["before", "first", "between", "second", "rebased", "after", "last"]
+    assert [names[commit] for commit in one.commits] == order
+    assert list(one.values) == [(written | gone)[name] for name in order]
+    (by_date,) = history.read_tree(tmp_path / "results", commits.of(tmp_path / "nowhere"))
+    assert [names[commit] for commit in by_date.commits][2:4] == ["rebased", "between"]
 
 
 def test_a_state_tells_apart_why_there_is_no_value(tmp_path: Path) -> None:
