@@ -580,16 +580,18 @@ def text(alerts: Sequence[Alert]) -> str:
         where = f"{alert.known_good[:12]}..{alert.commits[0][:12]}"
         if len(alert.commits) > 1:
             where += f" (or {len(alert.commits) - 1} near it)"
-        cause = {Cause.CODE: "the code", Cause.ENVIRONMENT: "the machine", Cause.UNKNOWN: "cause unknown"}[alert.cause]
-        lines.append(f"{alert.id} {alert.verdict.value} on {history.machine}, {where}, {cause}, {_status(alert)}")
+        lines.append(f"{alert.id} {alert.verdict.value} on {history.machine}, {where}, {_fate(alert)}")
         lines += [f"    {sentence}" for sentence in alert.sentences]
     return "\n".join(lines) if lines else "nothing moved"
 
 
-def _status(alert: Alert) -> str:
-    said, found = alert.acknowledgement, []
+def _fate(alert: Alert) -> str:
+    """Who moved it, and what became of it; an improvement that stands needs no word for that."""
+    found = [{Cause.CODE: "the code", Cause.ENVIRONMENT: "the machine", Cause.UNKNOWN: "cause unknown"}[alert.cause]]
     if alert.status is Status.FIXED:
         found.append(f"{'fixed' if alert.verdict in _BAD else 'undone'} by {str(alert.fixed_by)[:12]}")
-    if said is not None:
+    elif alert.status is Status.WEAK or (alert.status is Status.OPEN and alert.verdict in _BAD):
+        found.append(alert.status.value)
+    if said := alert.acknowledgement:
         found.append(f"acknowledged by {said.author}: {said.reason}")
-    return ", ".join(found) or str(alert.status.value)
+    return ", ".join(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -194,7 +195,7 @@ def test_hovering_tells_the_point_and_a_message_is_text(browser: Any, address: s
         page.wait_for_selector(".tip")
         said = page.inner_text(".tip")
         assert tree.commits[invented.SLOWER_AT][:10] in said and invented.HOSTILE in said
-        assert f"flash_dsa: {value * 1e3:#.4g} ms" in said and "seconds +5" in said and "the code" in said
+        assert f"flash_dsa: {value * 1e3:#.4g} ms" in said and "time +5" in said and "the code" in said
         visit.picture("hover")
 
 
@@ -288,6 +289,29 @@ def test_the_heat_map_of_two_commits_has_their_difference(browser: Any, address:
         visit.open(f"{address}/grid.html?machine=h100-sxm&commit={after[:12]}&base={before[:12]}")
         ratios = "node => node.drawn.getOption().series[0].data.map(one => one.shown)"
         assert visit.chart().evaluate(ratios) == pytest.approx([0.8] * 6, rel=0.01)
+
+
+def test_a_commits_points_are_counted_and_ordered_by_change(browser: Any, address: str, tree: invented.Tree) -> None:
+    with visiting(browser) as visit:
+        page = visit.open(
+            f"{address}/commit.html?hash={tree.commits[invented.FAILED_AT]}&machine=h100-sxm&order=change"
+        )
+        cells = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
+        changes = [abs(float(last.removesuffix(" %").replace("\u2212", "-"))) for _, _, last in cells if last]
+        states = [value.split()[0] if value[0] in "fn" else "measured" for _, value, _ in cells]
+        counted = {state: states.count(state) for state in states}
+        assert changes == sorted(changes, reverse=True) and len(changes) > 3 and min(changes) < max(changes)
+        said = page.locator("p", has_text=f"{len(cells)} points: ").inner_text()
+    assert sorted(said.rstrip(".").split(": ")[1].split(", ")) == sorted(
+        f"{count} {state}" for state, count in counted.items()
+    )
+
+
+def test_a_heat_maps_numbers_fit_a_phones_cells(browser: Any, address: str) -> None:
+    text = "node => node.drawn.getOption().series[0].label.formatter({data: node.drawn.getOption().series[0].data[0]})"
+    with visiting(browser, "phone") as visit:
+        visit.open(f"{address}/grid.html?machine=h100-sxm")
+        assert re.fullmatch(r"(\{light\|)?[\d.]+\}?\n(\{light\|)?[mµ]s\}?", visit.chart().evaluate(text))
 
 
 def test_the_roofline_is_that_of_the_measured_clock(browser: Any, address: str) -> None:

@@ -11,7 +11,7 @@ guarded(async () => {
   const codes = new Map(await Promise.all(index.places.map(async (place) => [place.id, await load(`code/${place.id}.json`)])));
   const fields = (chosen) => {
     const names = chosenPlaces(index, chosen).flatMap((place) => Object.keys(codes.get(place.id).kernels));
-    const targets = [...new Set(names.map((name) => name.split("/")[0]))].sort();
+    const targets = [...new Set(names.map(targetOf))].sort();
     return [
       machineField(index),
       { name: "target", label: "target", options: [["", "all"], ...targets.map((name) => [name, name])] },
@@ -25,7 +25,7 @@ guarded(async () => {
       const code = codes.get(place.id);
       if (!code.recorded.length) return [element("p", { class: "faint" }, `No fingerprint was recorded here: ${plural(place.commits, "commit")} measured.`)];
       const fits = ([name]) => (!chosen.target || name.startsWith(`${chosen.target}/`)) && name.toLowerCase().includes(chosen.kernel.toLowerCase());
-      const kernels = Object.entries(code.kernels).filter(fits).sort(([a], [b]) => a.localeCompare(b));
+      const kernels = Object.entries(code.kernels).filter(fits).sort(([a], [b]) => byTarget(a, b));
       const said = `Recorded at ${code.recorded.length} of ${place.commits} commits. "Since" is the first recorded commit with this code.`;
       return [element("p", { class: "faint" }, said), ...figures(commits, code, kernels, chosen.figure), overview(commits, code, kernels), ...changes(commits, code, kernels)];
     }),
@@ -69,7 +69,7 @@ function option(commits, code, kernels, column, label, ink) {
   };
   return {
     textStyle: { color: ink.ink },
-    grid: { left: 56, right: 14, top: 62, bottom: at.length > 1 ? 84 : 44 },
+    grid: { left: 56, right: 40, top: 62, bottom: at.length > 1 ? 84 : 44 },
     legend: { top: 0, type: "scroll", textStyle: { color: ink.ink }, formatter: (name) => (name.length > 44 ? `${name.slice(0, 42)}…` : name) },
     xAxis: axis(ink, { type: "category", data: at.map((place) => `${short(commits.hash[place])}\n${date(commits.date[place])}`) }),
     yAxis: axis(ink, { type: "value", min: 0, name: label, nameTextStyle: { color: ink.faint, align: "left", padding: [0, 0, 0, -40] } }),
@@ -79,7 +79,14 @@ function option(commits, code, kernels, column, label, ink) {
   };
 }
 
-const figureText = (value) => (value === null ? "unknown" : String(value));
+const targetOf = (name) => name.split("/")[0];
+
+/** Kernels of the newest architecture first, those of the CPU last. */
+function byTarget(a, b) {
+  return targetOf(b).localeCompare(targetOf(a), "en", { numeric: true }) || a.localeCompare(b);
+}
+
+const figureText = (value, name = "") => (value !== null ? String(value) : targetOf(name) === "cpu" ? "n/a" : "unknown");
 const hashText = (hash) => element("code", { class: "hash", title: hash ?? "" }, hash ? hash.slice(0, 10) : "unknown");
 
 function overview(commits, code, kernels) {
@@ -87,9 +94,9 @@ function overview(commits, code, kernels) {
     const [at, row] = steps.at(-1);
     const kernel = element("code", {}, name);
     if (row === null) return [kernel, { text: "removed", kind: "faint" }, "", "", "", commitLink(commits.hash[at])];
-    return [kernel, ...row.slice(0, 3).map((value) => number(figureText(value))), hashText(row[3]), commitLink(commits.hash[at])];
+    return [kernel, ...row.slice(0, 3).map((value) => number(figureText(value, name))), hashText(row[3]), commitLink(commits.hash[at])];
   });
-  return table(["kernel", number("registers"), number("spills, bytes"), number("shared, bytes"), "machine code", "since"], rows);
+  return table(["kernel", number("registers"), number("spills, bytes"), number("static shared, bytes"), "machine code", "since"], rows);
 }
 
 function changes(commits, code, kernels) {

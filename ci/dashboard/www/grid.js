@@ -3,6 +3,8 @@
 import { change, chosenPlaces, commitLink, commitsOf, controls, element, guarded, load, machineField, optionsOf, panels, pointsOf, pointText, position, suggestions, withUnit } from "./page.js";
 import { axis, chart, tooltip } from "./chart.js";
 
+const narrow = matchMedia("(max-width: 600px)");
+
 guarded(async () => {
   const index = await load("index.json");
   const all = index.series.filter((one) => one.s_kv !== null);
@@ -103,10 +105,12 @@ function labels(before, least, most) {
   const dark = (value) => (before === null ? (value - least) / (most - least || 1) > 0.75 : Math.abs(value) > 0.75 * most);
   return {
     color: "#1f2328",
-    rich: { light: { color: "#ffffff", fontSize: 11 } },
+    lineHeight: 13,
+    rich: { light: { color: "#ffffff", fontSize: 11, lineHeight: 13 } },
     formatter: ({ data }) => {
       const text = before === null ? withUnit(data.shown, data.cell.unit === "TFLOPS" ? "ratio" : data.cell.unit, 3) : change(data.shown);
-      return dark(data.value[2]) ? `{light|${text}}` : text;
+      const lines = narrow.matches ? text.split(" ") : [text]; // the unit below, where cells are no wider than numbers
+      return lines.map((line) => (dark(data.value[2]) ? `{light|${line}}` : line)).join("\n");
     },
   };
 }

@@ -1,8 +1,7 @@
 // What the newest commits are like on each machine, and what moved in their history.
 
-import { address, change, chosenPlaces, commitLink, commitsOf, controls, date, element, guarded, load, machineField, number, panels, plural, sentences, table } from "./page.js";
+import { address, change, chosenPlaces, commitLink, commitsOf, controls, date, element, fate, guarded, load, machineField, number, panels, plural, sentences, table } from "./page.js";
 
-const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
 const SETTLED = ["fixed", "acknowledged"];
 const LOST = ["failed", "missing"];
 const SHOWN = 12; // alerts before the rest is folded away
@@ -55,7 +54,7 @@ function moved(found, state, index, place, commits) {
 
 // A history is measured in pieces, and one commit, the bridge, in each of them: what differs there is the machine.
 function measuredIn(pieces) {
-  if (!pieces.length) return [];
+  if (pieces.length < 2) return [];
   const { commit } = pieces[0];
   const cards = new Set(pieces.map((one) => one.card)).size;
   const said = `${plural(pieces.length, "piece")} on ${plural(cards, "card")}; each measured `;
@@ -73,18 +72,22 @@ function measuredIn(pieces) {
   ];
 }
 
+const named = (series) => [series.op, series.s_kv && `s_kv ${series.s_kv}`, series.variant].filter(Boolean).join(", ");
+
 function alert(one, index, place, commits) {
   const series = index.series.find((other) => other.id === one.series[0]);
   const where = { machine: place.label, op: series?.op, s_kv: series?.s_kv, variant: series?.variant };
   const near = one.commits.length > 1 ? ` or ${plural(one.commits.length - 1, "commit")} near it` : "";
-  const settled = [element("span", { class: one.status }, one.status)];
+  const settled = [element("span", { class: one.status }, fate(one))];
   if (one.fixed_by) settled.push(" by ", commitLink(one.fixed_by));
   if (one.acknowledged) settled.push(` by ${one.acknowledged.author}: ${one.acknowledged.reason} (${one.acknowledged.date})`);
+  const linked = series ? [element("a", { href: address(series.unit === "x" ? "speedup" : "history", where) }, `History of ${named(series)}`)] : [];
+  if (series && one.series.length > 1) linked.push(`, one of ${one.series.length} series`);
   return element(
     "div",
     { class: "alert", id: one.id },
     element("p", {}, badge(one.verdict, one.cause === "environment" ? "faint" : one.verdict), " since ", commitLink(one.commits[0]), near, ", measured before at ", commitLink(one.known_good), `: ${commits.subject[commits.places.get(one.commits[0])] ?? ""}`),
     ...sentences(one),
-    element("p", { class: "faint" }, `${CAUSES[one.cause]}, `, ...settled, ". ", element("a", { href: address("history", where) }, `History of ${plural(one.series.length, "series", "series")}`)),
+    element("p", { class: "faint" }, ...settled, ". ", ...linked),
   );
 }

@@ -232,6 +232,14 @@ export function change(ratio, digits = 1) {
 
 export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
+const CAUSES = { code: "the code", environment: "the machine", unknown: "cause unknown" };
+
+/** Who moved it, and what became of it: an improvement that stands needs no word for that. */
+export function fate({ cause, verdict, status }) {
+  const words = verdict === "improved" ? { open: "", fixed: "undone" } : {};
+  return [CAUSES[cause], words[status] ?? status].filter(Boolean).join(", ");
+}
+
 const SAID = 3; // sentences of an alert that are shown at once
 
 /** The sentences of an alert; what stands between backticks is a name. */

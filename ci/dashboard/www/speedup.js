@@ -77,7 +77,7 @@ function crossoverOption(commits, families, heads, ink) {
   };
   return {
     textStyle: { color: ink.ink },
-    grid: { left: 62, right: 14, top: 58, bottom: count > 1 ? 84 : 44 },
+    grid: { left: 62, right: 40, top: 58, bottom: count > 1 ? 84 : 44 },
     legend: { top: 0, type: "scroll", textStyle: { color: ink.ink }, data: families.map((one) => `dense ${one.head_dims}`) },
     xAxis: axis(ink, { type: "category", data: commits.hash.map((_, at) => at), axisLabel: { formatter: (at) => `${short(commits.hash[at])}\n${date(commits.date[at])}` } }),
     yAxis: axis(ink, { type: "log", logBase: 2, name: "s_kv", min: sizes[0] / 2, max: sizes.at(-1) * 2, axisLabel: { formatter: (value) => (sizes.includes(value) ? String(value) : "") } }),

@@ -1,6 +1,6 @@
 // A history as a chart: values with intervals over commits, change points, and a strip for points without a value.
 
-import { address, change, commitLink, date, element, number, pointCell, pointText, short, table, tick, twoLines } from "./page.js";
+import { address, change, commitLink, date, element, fate, number, pointCell, pointText, short, table, tick, twoLines } from "./page.js";
 import { axis, chart, tooltip } from "./chart.js";
 
 const WINDOW = 300; // commits shown at first
@@ -37,7 +37,7 @@ function option(commits, lines, unit, label, ink) {
     nameTextStyle: { color: ink.faint, align: "left", padding: [0, 0, 0, -46] },
     axisLabel: { formatter: (value) => tick(value, unit === label ? "ratio" : unit) },
   });
-  const sides = { left: 62, right: 14, outerBoundsMode: "none" }; // labels do not push one grid away from the other
+  const sides = { left: 62, right: 40, outerBoundsMode: "none" }; // labels do not push one grid away from the other
   const grids = [{ ...sides, top: 56, bottom: bottom + (strip ? 66 : 18) }];
   const xs = [x];
   const ys = [y];
@@ -46,6 +46,7 @@ function option(commits, lines, unit, label, ink) {
     xs.push(axis(ink, { ...across, gridIndex: 1, axisLabel: { formatter: named } }));
     ys.push(axis(ink, { type: "category", data: ["failed", "n/a"], gridIndex: 1, axisTick: { show: false } }));
   }
+  const ranges = new Set(); // of change points that several lines share: shaded once
   const start = Math.max(0, count - WINDOW);
   const zoom = { xAxisIndex: xs.map((_, i) => i), startValue: start, endValue: count - 1 };
   return {
@@ -58,7 +59,7 @@ function option(commits, lines, unit, label, ink) {
     tooltip: tooltip(ink, "axis", (found) => told(commits, lines, unit, Number(found[0].axisValue))),
     series: [
       ...lines.flatMap((line) => [whiskers(line), drawn(line)]),
-      ...lines.map((line) => steps(line, ink)),
+      ...lines.map((line) => steps(line, ranges, ink)),
       ...(strip ? lines.map((line) => without(line, ink)) : []),
     ],
   };
@@ -91,14 +92,20 @@ function whiskers(line) {
 
 const kindOf = (step) => (step.cause === "environment" ? "faint" : step.verdict === "improved" ? "good" : "bad");
 
-function steps(line, ink) {
+function steps(line, ranges, ink) {
   const data = line.changes
     .filter((step) => line.points.get(step.index)?.value)
     .map((step) => ({ value: [step.index, line.points.get(step.index).value], itemStyle: { color: ink[kindOf(step)], borderColor: ink.background, borderWidth: 1 } }));
   const areas = line.changes
-    .filter((step) => step.latest > step.earliest)
+    .filter((step) => step.latest > step.earliest && firstOf(ranges, `${step.earliest} ${step.latest} ${kindOf(step)}`))
     .map((step) => [{ xAxis: step.earliest, itemStyle: { color: ink[kindOf(step)], opacity: 0.12 } }, { xAxis: step.latest }]);
   return { type: "scatter", name: `${line.name} change points`, data, symbol: "diamond", symbolSize: 15, z: 5, markArea: { silent: true, data: areas } };
+}
+
+function firstOf(known, key) {
+  const first = !known.has(key);
+  known.add(key);
+  return first;
 }
 
 function without(line, ink) {
@@ -119,8 +126,7 @@ function told(commits, lines, unit, at) {
 }
 
 const lost = { failed: "fails since", missing: "nothing to measure since" };
-const stepText = (step) => `${lost[step.verdict] ?? `seconds ${change(step.ratio)} (${change(step.low)} to ${change(step.high)})`}, ${causes[step.cause]}, ${step.status}`;
-const causes = { code: "the code", environment: "the machine", unknown: "cause unknown" };
+const stepText = (step) => `${lost[step.verdict] ?? `time ${change(step.ratio)} (${change(step.low)} to ${change(step.high)})`}, ${fate(step)}`;
 
 function newest(commits, lines, unit) {
   const rows = lines.map((line) => {
