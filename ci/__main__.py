@@ -70,6 +70,8 @@ def _parser() -> Parser:
     )
     pr.add_argument("--output", type=Path, help="folder (default: build/pr-check/<base>-<head>)")
     pr.add_argument("--measure-same-code", action="store_true", help="also where both builds hold the same code")
+    green = "end with 0 where nothing can be said, too: for a workflow, whose checks are red or green"
+    pr.add_argument("--pass-inconclusive", action="store_true", help=green)
     pr.add_argument("--swap", action="store_true", help="give each side the other's build: ratios must invert")
     drill = _command(commands, "drill", "plant slowdowns in HEAD's kernels and see whether they are found")
     drill.add_argument(
@@ -202,7 +204,8 @@ def _pr(options: argparse.Namespace) -> int:
     verdicts = pull_request.run(asked, policy.load())
     output = pull_request.output_of(asked, verdicts.base, verdicts.head)
     print(f"\n{report.headline(verdicts)}\n\nReport: {output / 'report.md'}")
-    return verdict.exit_code(verdicts.verdict)
+    code = verdict.exit_code(verdicts.verdict)
+    return verdict.NOTHING_TO_REPORT if options.pass_inconclusive and code == verdict.INCONCLUSIVE else code
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -382,6 +382,22 @@ def test_hostile_values_make_no_markup(github: GitHub, text: str) -> None:
     assert outside.count(comment.MARKER) == 1
 
 
+@pytest.mark.parametrize("where", ["machine", "protocol", "environment", "failure", "problem"])
+def test_a_line_of_10_mb_in_files_that_are_otherwise_right_is_cut(github: GitHub, where: str) -> None:
+    line = "y" * 10_000_000
+    members = {name: json.loads(content) for name, content in sides().items()}
+    if where == "failure":
+        members["head.json"]["failures"] = {"sparse-kv8192-k512": {"reason": "crash", "detail": line}}
+    elif where == "problem":
+        members["head.json"]["benchmarks"][0]["extra_info"]["problem"]["indices"] = line
+    else:
+        changed = {"gpu": line} if where == "environment" else line
+        members = {name: json.loads(content) for name, content in sides(**{where: changed}).items()}
+    github.archive = zipped({name: json.dumps(document).encode() for name, document in members.items()})
+    assert github.comment() == 0
+    assert len(github.written[2]) < 10_000 and "slower" in github.written[2]
+
+
 def test_github_that_does_not_answer_is_an_error(github: GitHub, capsys: pytest.CaptureFixture[str]) -> None:
     github.paths["pulls"] = "elsewhere"
     assert github.comment() == 3

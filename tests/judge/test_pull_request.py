@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,27 @@ def test_a_revision_that_is_none_is_a_usage_error(
     monkeypatch.chdir(repository.root)
     assert command.main(["pr", "--base", "no-such-branch"]) == 3
     assert "revision: expected a commit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "of_a_workflow"),
+    [
+        (Verdict.UNCHANGED, 0, 0),
+        (Verdict.INCONCLUSIVE, 2, 0),
+        (Verdict.REGRESSED, 1, 1),
+        (Verdict.MISSING, 1, 1),
+        (Verdict.FAILED, 1, 1),
+    ],
+)
+def test_a_workflow_passes_where_nothing_can_be_said(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, found: Verdict, code: int, of_a_workflow: int
+) -> None:
+    checked = repository.check()
+    verdicts = replace(checked, cases=tuple(replace(case, verdict=found) for case in checked.cases))
+    monkeypatch.setattr(pull_request, "run", lambda *_: verdicts)
+    monkeypatch.chdir(repository.root)
+    assert command.main(["pr", "--base", "HEAD~1"]) == code
+    assert command.main(["pr", "--base", "HEAD~1", "--pass-inconclusive"]) == of_a_workflow
 
 
 def test_a_change_of_the_suite_is_said_first(repository: Repository) -> None:
